@@ -74,7 +74,7 @@ describe.each(Object.entries({ ...regularTiles, ...extremeTiles }))("normalize, 
         const distances = best.map(({ rowScale, columnScale }) =>
           Math.max(distance(result.rowScale, rowScale), distance(result.columnScale, columnScale)),
         );
-        expect(Math.min(...distances)).toBeLessThan(5e-4);
+        expect(Math.min(...distances)).toBeLessThan(1e-4);
       }),
       runs(6),
     ),

@@ -49,6 +49,11 @@ export const regularTiles: Readonly<Record<string, Recipe>> = {
 export const extremeTiles: Readonly<Record<string, Recipe>> = {
   "rows off by up to 300 deviations": { rowOffset: between(-300, 300), columnFactor: uneven(2) },
   "columns off by up to 300 deviations": { columnOffset: between(-300, 300), rowFactor: uneven(3) },
+  // With these, the spreads themselves become scales, not their limits.
+  "columns uneven, all off by 300 deviations": {
+    rowOffset: always(300),
+    columnFactor: (u) => 10 * uneven(4)(u),
+  },
   "few rows off by 300 deviations": { rowOffset: either(0.05, 300, 0), columnFactor: uneven(8) },
   "few columns off by 300 deviations": { columnOffset: either(0.05, -300, 0), rowFactor: uneven(8) },
   "uneven rows, some off by 300 deviations": {

@@ -1,6 +1,7 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { Heap, type Range } from "../../src/wasm/heap.js";
+import { Workspace } from "../../src/wasm/workspace.js";
 import { expectError } from "../support/cache.js";
 import { runs } from "../support/tiles.js";
 
@@ -153,5 +154,34 @@ describe("the heap of the WASM engine", () => {
     expect(heap.usedBytes).toBe(8 * PAGE);
     expect(heap.allocate(2 * PAGE).address).toBe(8 * PAGE);
     await expectError(() => makeHeap(PAGE, new FakeMemory(0, 0)), "out-of-memory");
+  });
+});
+
+describe("the workspace of the WASM engine", () => {
+  it("is as large as the largest call needed, and one range", () => {
+    const { heap, memory } = makeHeap(0);
+    const workspace = new Workspace(heap);
+    expect(heap.usedBytes).toBe(0);
+    const first = workspace.take(1000);
+    expect(workspace.take(1000)).toBe(first);
+    expect(workspace.take(10)).toBe(first);
+    expect(heap.usedBytes).toBe(1008);
+
+    const behind = heap.allocate(16);
+    const second = workspace.take(3 * PAGE);
+    expect(second).toBeGreaterThan(behind.address);
+    expect(heap.usedBytes).toBe(3 * PAGE + 16);
+    // What it had before serves others.
+    expect(heap.allocate(1008).address).toBe(first);
+    expect(memory.buffer.byteLength).toBe(4 * PAGE);
+  });
+
+  it("keeps what it has when there is no more", async () => {
+    const { heap } = makeHeap(0, new FakeMemory(0, 4));
+    const workspace = new Workspace(heap);
+    const address = workspace.take(3 * PAGE);
+    await expectError(() => workspace.take(4 * PAGE), "out-of-memory");
+    expect(workspace.take(3 * PAGE)).toBe(address);
+    expect(heap.usedBytes).toBe(3 * PAGE);
   });
 });
