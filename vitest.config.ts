@@ -7,7 +7,9 @@ export default defineConfig({
   test: {
     include: ["test/**/*.test.ts"],
     environment: "node",
-    testTimeout: 60_000,
+    // GPUs of software take their time.
+    testTimeout: 240_000,
+    maxWorkers: "100%",
     reporters: results ? ["default", ["json", { outputFile: results }]] : ["default"],
   },
 });

@@ -3,6 +3,7 @@ import { parseOptions, type Streams, UsageError } from "../src/cli/command.js";
 import { formatNumber, formatTable, wrap } from "../src/cli/text.js";
 import { type Kvarn, type OpenOptions, openKvarn } from "../src/index.js";
 import { type Case, cases, type Figures, type Scale, type Target } from "./cases.js";
+import { FULL_GPU, type GpuResult, QUICK_GPU, runGpuCases } from "./webgpu/cases.js";
 
 /** One line of what `--json` prints. */
 export interface BenchResult {
@@ -34,9 +35,12 @@ Times the public calls on one thread, in turn with what they are compared with: 
 the same f32 data (scale, sum, sum of squares), or attention over an uncompressed f32 cache, both as fast
 as we could make them. Medians; ratios are medians over pairs of neighbouring samples.
 
+With --backend webgpu, by the GPU's own clock: attention of one token, sink and tail included, against our
+own attention over a binary16 cache, and both and encoding against their bytes at the rate of a copy.
+
 Options:
   --case SUBSTRING   only cases whose name and description contain it, such as 'attend' or 't32768'
-  --backend NAME     auto (default), wasm or reference
+  --backend NAME     auto (default), webgpu, wasm or reference
   --variant NAME     strict, relaxed, strict-f32 or relaxed-f32 of wasm; default: what auto takes
   --json             a list of { name, backend, variant, case, value, unit, baseline, ratio }, nothing else
   --check            exit with 1 when a gate is missed
@@ -68,6 +72,23 @@ export async function runBench(args: string[], { stdout, stderr }: Streams): Pro
     stdout.write(help);
     return 0;
   }
+  if (values.backend === "webgpu") {
+    const { adapter, results } = await runGpuCases(values.quick ? QUICK_GPU : FULL_GPU, (name) => {
+      if (stderr.isTTY) stderr.write(`\r\x1b[K${name}`);
+    });
+    if (stderr.isTTY) stderr.write("\r\x1b[K");
+    const common = { backend: "webgpu", variant: "f32" };
+    stdout.write(
+      values.json
+        ? `${JSON.stringify(
+            results.map((result) => ({ ...common, ...result })),
+            null,
+            2,
+          )}\n`
+        : renderGpu(adapter, results),
+    );
+    return 0;
+  }
   const chosen = cases.filter((one) => title(one).includes(values.case));
   if (chosen.length === 0) throw new UsageError(`no case contains '${values.case}'`);
   const kvarn = await openKvarn({
@@ -93,6 +114,28 @@ export async function runBench(args: string[], { stdout, stderr }: Streams): Pro
   kvarn.dispose();
   const missed = done.some(({ one, figures }) => one.gate && !reaches(figures.ratio, one.gate));
   return values.check && missed ? 1 : 0;
+}
+
+function renderGpu(adapter: string, results: readonly GpuResult[]): string {
+  const column = (name: string, cell: (result: GpuResult) => string) => {
+    return { title: name, cells: results.map(cell) };
+  };
+  const titles = results.map((one) => `${one.name} ${one.case}`);
+  const width = Math.max(...titles.map(({ length }) => length));
+  const table = formatTable([
+    { title: "", columns: [{ title: "", cells: titles.map((text) => text.padEnd(width)) }] },
+    {
+      title: "",
+      columns: [
+        column("ours", ({ value }) => formatNumber(value)),
+        column("baseline", ({ baseline }) => formatNumber(baseline)),
+        column("", ({ unit }) => unit),
+        column("x speed", ({ ratio }) => formatNumber(ratio)),
+        column("of", ({ against }) => against),
+      ],
+    },
+  ]);
+  return `webgpu f32 on ${adapter}\n\n${table}\n`;
 }
 
 function title(one: Case): string {

@@ -130,7 +130,7 @@ function attendCase(
         await cache.append(0, k, v);
         uncompressed.append(k, v);
       }
-      cache.flush();
+      await cache.flush();
       const queries = Array.from({ length: 8 }, () => source.rows(queryHeads, headDim));
       const out = new Float32Array(queryHeads * headDim);
       const timing = await compare(
@@ -160,7 +160,7 @@ function appendCase(preset: string, heads: Heads): Case {
       const source = new Source(3);
       const prompt = source.tokens(start, kvHeads, headDim);
       await cache.append(0, prompt.k, prompt.v);
-      cache.flush();
+      await cache.flush();
       const steps = Array.from({ length: tokens }, () => source.tokens(1, kvHeads, headDim));
       const uncompressed = await openUncompressed({ ...heads, capacity: tokens });
       const timing = await compare(
@@ -168,7 +168,7 @@ function appendCase(preset: string, heads: Heads): Case {
           reset: () => cache.truncate(start),
           run: async () => {
             for (const { k, v } of steps) await cache.append(0, k, v);
-            cache.flush();
+            await cache.flush();
           },
         },
         {

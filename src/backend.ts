@@ -4,9 +4,12 @@
  * call returns; only what is read back is promised.
  */
 import type { RecordLayout } from "./format.js";
-import type { TensorData } from "./tensor.js";
+import type { GpuTensor, TensorData } from "./tensor.js";
 
-export type BackendKind = "wasm" | "reference";
+export type BackendKind = "webgpu" | "wasm" | "reference";
+
+/** Whether a cache may hold so many more bytes that it does not use yet. */
+export type Budget = (bytes: number) => boolean;
 
 /** Tiles of `rows` x `columns`, row-major, one after another. */
 export interface TileShape {
@@ -52,7 +55,22 @@ export interface Backend {
   unpackCodes(codes: Uint8Array, shape: TileShape, bits: number, out: Uint8Array): Promise<void>;
   /** `code * scale + zero`. */
   unpack(packed: Packed, shape: TileShape, bits: number, out: Float32Array): Promise<void>;
-  createStore(shape: StoreShape): Store;
+  /**
+   * @param mayLeave asked where the store could take more than it needs now
+   * @param beside a store of the same shape, whose blocks this one is to share
+   */
+  createStore(shape: StoreShape, mayLeave: Budget, beside?: Store): Store;
+  /** Throws once the engine can do nothing more. */
+  checkAlive(): void;
+  /**
+   * Runs `work`, a call's use of stores, as one unit: everything of it is in the engine's queue when this returns.
+   * @param encoder where to record it instead, for the caller to submit before the next call
+   * @returns what `work` returned; and where the engine cannot tell at once, when it has accepted all of it, or the
+   * KvarnError that says why not
+   */
+  run<T>(work: () => T, encoder?: GPUCommandEncoder): { result: T; settled?: Promise<void> };
+  /** How many tiles are worth encoding or decoding at once. */
+  readonly tilesAtOnce: number;
   /** Throws `out-of-memory` when so many bytes more are more than the engine can ever address. */
   checkRoom(bytes: number): void;
   /** Bytes of memory that the engine holds for all its caches, in use or not. */
@@ -81,49 +99,84 @@ export interface Segment {
   readonly tokens: number;
 }
 
+/** New tokens of a call that go to one block: `tokens` of them, from token `from` of the call on. */
+export interface WriteTarget {
+  readonly block: Block;
+  /** Where in the block. */
+  readonly at: number;
+  readonly from: number;
+  readonly tokens: number;
+}
+
+/** A full tile of exact tokens, and where its records go. */
+export interface TilePair {
+  readonly exact: Block;
+  readonly record: Block;
+}
+
 /** One attention call over the tiles of a layer. */
 export interface AttendRequest {
   /** `[queryTokens, queryHeads, headDim]`, not rotated. */
-  readonly q: TensorData;
+  readonly q: TensorData | GpuTensor;
   readonly queryTokens: number;
   readonly queryHeads: number;
   /** Position of the first query token; the others follow. A query sees tokens up to its own position. */
   readonly position: number;
-  /** Ascending, gapless from the first visible token to the last query's position. */
-  readonly segments: readonly Segment[];
+  /**
+   * The visible encoded tiles. The same array as in the last call where they are the same; together with the exact ones
+   * gapless from the first visible token to the last query's position.
+   */
+  readonly records: readonly Segment[];
+  /** The visible exact tiles. */
+  readonly exact: readonly Segment[];
   readonly slidingWindow: number;
   /** 0: none. */
   readonly softCap: number;
   readonly sinkLogits: Float32Array | undefined;
   readonly softmaxScale: number;
   /** `[queryTokens, queryHeads, headDim]` */
-  readonly out: Float32Array;
+  readonly out: Float32Array | GpuTensor;
 }
 
-/** Tile memory for layers of one shape. */
+/**
+ * Tile memory for layers of one shape. What allocates, writes, copies, encodes, reads or attends is called within
+ * `Backend.run`.
+ */
 export interface Store {
   /** Room for `capacity` tokens in binary16. Throws `out-of-memory`. */
   allocateExact(capacity: number): Block;
   /** Room for the records of one tile. Throws `out-of-memory`. */
   allocateRecord(): Block;
   free(block: Block): void;
+  /** Throws `non-finite` before anything is allocated, where {@link write} cannot tell. */
+  check?(k: TensorData | GpuTensor, v: TensorData | GpuTensor): void;
   /**
-   * Rotates `tokens` tokens of `k` and `v`, both `[all tokens, kvHeads, headDim]`, from token `from` on, rounds them to
-   * binary16 and puts them into `block` from its token `at` on. Throws `non-finite` before the caller relies on any
-   * of it; the block's other tokens stay as they are.
+   * Rotates tokens of `k` and `v`, both `[tokens, kvHeads, headDim]`, rounds them to binary16 and puts them where the
+   * targets say, whose blocks are consecutive tiles. Throws `non-finite` before the caller relies on any of it; other
+   * tokens of the blocks stay as they are. What lies on a GPU is not checked.
    */
-  write(block: Block, at: number, k: TensorData, v: TensorData, from: number, tokens: number): void;
+  write(targets: readonly WriteTarget[], k: TensorData | GpuTensor, v: TensorData | GpuTensor): void;
   /** Copies the first `tokens` tokens of one exact block to another. */
   copy(source: Block, target: Block, tokens: number): void;
-  /** Encodes a full tile of exact tokens. */
-  encode(exact: Block, record: Block): void;
+  encode(tiles: readonly TilePair[]): void;
   /** The first `tokens` tokens of an exact block: binary16 bits, `[tokens, 2 (K, V), kvHeads, headDim]`. */
   readExact(block: Block, tokens: number): Promise<Uint16Array>;
   writeExact(block: Block, data: Uint16Array): void;
   /** Records of all KV heads, unpadded. */
   readRecord(block: Block): Promise<Uint8Array>;
   writeRecord(block: Block, records: Uint8Array): void;
-  /** What a record holds, rotated back: `[group, kvHeads, headDim]` each, into `k` and `v` from token `at` on. */
-  decode(block: Block, k: Float32Array, v: Float32Array, at: number): Promise<void>;
+  /** What records hold, rotated back: `[blocks * group, kvHeads, headDim]` each. */
+  decode(blocks: readonly Block[], k: Float32Array, v: Float32Array): Promise<void>;
   attend(request: AttendRequest): Promise<void>;
+  /** Bytes that the engine holds for this store beyond its blocks. */
+  readonly slackBytes: number;
+  /** Gives as much of that back as it can. */
+  trim(): void;
+  /**
+   * When what the present call has allocated is sure to be there, if it is not yet: until then the call may have to be
+   * taken back.
+   */
+  readonly doubt: Promise<void> | undefined;
+  /** Says that nothing more will be allocated; blocks that others hold stay. */
+  dispose(): void;
 }

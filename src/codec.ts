@@ -1,5 +1,5 @@
 /** Tensors to records and back, on any backend. */
-import type { Backend, Store } from "./backend.js";
+import type { Backend, Block, Store } from "./backend.js";
 import { checkIterations, checkKvHeads } from "./config.js";
 import { describe, KvarnError } from "./errors.js";
 import {
@@ -59,20 +59,27 @@ export async function encode(
   }
   checkLength("v", vData, kData.length, ", as k does");
   const out = checkBytes("out", options.out, tiles * kvHeads * stride);
+  const { tilesAtOnce } = backend;
   // `out` stays as it is should a late tile turn out not to be finite.
-  const records = tiles === 1 || out !== options.out ? out : new Uint8Array(out.length);
+  const records = tiles <= tilesAtOnce || out !== options.out ? out : new Uint8Array(out.length);
 
-  const store = backend.createStore({ kvHeads, headDim: layout.headDim, layout, iterations });
-  return withTile(store, layout.group, async (exact, record) => {
-    for (let tile = 0; tile < tiles; tile++) {
-      store.write(exact, 0, kData, vData, tile * layout.group, layout.group);
-      store.encode(exact, record);
-      const target = records.subarray(tile * kvHeads * stride, (tile + 1) * kvHeads * stride);
-      spreadRecords(await store.readRecord(record), target, layout, kvHeads, stride);
-    }
-    if (records !== out) out.set(records);
-    return out;
+  const store = backend.createStore({ kvHeads, headDim: layout.headDim, layout, iterations }, () => false);
+  const { group } = layout;
+  store.check?.(kData, vData);
+  await inBatches(backend, store, tiles, group, async (exact, blocks, first) => {
+    const targets = exact.map((block, i) => {
+      return { block, at: 0, from: (first + i) * group, tokens: group };
+    });
+    store.write(targets, kData, vData);
+    store.encode(exact.map((block, i) => ({ exact: block, record: blocks[i] })));
+    const read = await Promise.all(blocks.map((block) => store.readRecord(block)));
+    read.forEach((record, i) => {
+      const target = records.subarray((first + i) * kvHeads * stride, (first + i + 1) * kvHeads * stride);
+      spreadRecords(record, target, layout, kvHeads, stride);
+    });
   });
+  if (records !== out) out.set(records);
+  return out;
 }
 
 /** See `Kvarn.decode`. */
@@ -88,14 +95,16 @@ export async function decode(
   const k = checkOut("out.k", options.out?.k, length);
   const v = checkOut("out.v", options.out?.v, length);
 
-  const store = backend.createStore({ kvHeads, headDim: layout.headDim, layout, iterations: 0 });
-  return withTile(store, layout.group, async (_, record) => {
-    for (let tile = 0; tile < tiles; tile++) {
-      store.writeRecord(record, tileRecords(records, tile, layout, kvHeads, stride));
-      await store.decode(record, k, v, tile * layout.group);
-    }
-    return { k, v };
+  const store = backend.createStore({ kvHeads, headDim: layout.headDim, layout, iterations: 0 }, () => false);
+  const perTile = layout.group * kvHeads * layout.headDim;
+  await inBatches(backend, store, tiles, 0, async (_, blocks, first) => {
+    blocks.forEach((block, i) => {
+      store.writeRecord(block, tileRecords(records, first + i, layout, kvHeads, stride));
+    });
+    const [from, to] = [first * perTile, (first + blocks.length) * perTile];
+    await store.decode(blocks, k.subarray(from, to), v.subarray(from, to));
   });
+  return { k, v };
 }
 
 /** How many tiles of `kvHeads` records lie in `records`; throws unless they are whole and at least one. */
@@ -178,24 +187,41 @@ function checkBytes(name: string, value: unknown, length: number): Uint8Array {
   return value;
 }
 
-/** Runs `work` with memory for one tile, exact and encoded. */
-async function withTile<T>(
+/**
+ * Runs `work` for batches of tiles, with an exact block (of `group` tokens; none if 0) and a record block for each. What
+ * `work` does before it first waits is one unit for the engine.
+ */
+async function inBatches(
+  backend: Backend,
   store: Store,
+  tiles: number,
   group: number,
-  work: (
-    exact: ReturnType<Store["allocateExact"]>,
-    record: ReturnType<Store["allocateRecord"]>,
-  ) => Promise<T>,
-): Promise<T> {
-  const exact = store.allocateExact(group);
+  work: (exact: readonly Block[], records: readonly Block[], first: number) => Promise<void>,
+): Promise<void> {
+  const blocks: Block[] = [];
+  const allocate = (count: number, make: () => Block): Block[] =>
+    Array.from({ length: count }, () => {
+      const block = make();
+      blocks.push(block);
+      return block;
+    });
   try {
-    const record = store.allocateRecord();
-    try {
-      return await work(exact, record);
-    } finally {
-      store.free(record);
+    const atOnce = Math.min(tiles, backend.tilesAtOnce);
+    let exact: Block[] = [];
+    let records: Block[] = [];
+    for (let first = 0; first < tiles; first += atOnce) {
+      const { result, settled } = backend.run(() => {
+        if (first === 0) {
+          exact = allocate(group === 0 ? 0 : atOnce, () => store.allocateExact(group));
+          records = allocate(atOnce, () => store.allocateRecord());
+        }
+        const count = Math.min(atOnce, tiles - first);
+        return work(exact.slice(0, count), records.slice(0, count), first);
+      });
+      await Promise.all([result, settled]);
     }
   } finally {
-    store.free(exact);
+    for (const block of blocks) store.free(block);
+    store.dispose();
   }
 }

@@ -1,21 +1,26 @@
 /** Opens an engine: which backend runs here, and why. */
-import type { Backend, BackendKind } from "./backend.js";
+import type { BackendKind } from "./backend.js";
 import { describe, KvarnError } from "./errors.js";
 import { Kvarn } from "./kvarn.js";
 import { openWasmBackend, type WasmSource } from "./wasm/index.js";
+import { type AdapterInfo, openWebGpuBackend } from "./webgpu/index.js";
 import { referenceBackend } from "./reference/index.js";
 
 export interface OpenOptions {
   /**
    * `"auto"` (default) takes the fastest that runs here and never fails for want of one; another name takes that one or
-   * throws.
+   * throws. WebGPU is the fastest on a hardware adapter that answers quickly, and on a `device` of the caller.
    */
   backend?: "auto" | BackendKind;
   /**
    * Which build or arithmetic of the backend; default: the fastest one measured for this engine. WASM: `"strict"`,
-   * `"relaxed"`, and either with `-f32`: attention in f32 throughout instead of 16-bit integer dots.
+   * `"relaxed"`, and either with `-f32`: attention in f32 throughout instead of 16-bit integer dots. WebGPU: `"f32"`.
    */
   variant?: string;
+  /** A GPU device to work on, so that tensors can stay in its buffers. It stays the caller's. */
+  device?: GPUDevice;
+  /** Whether `"webgpu"` may take an adapter that computes on the CPU: for tests; WASM beats it. */
+  allowSoftwareAdapter?: boolean;
   /** The WASM binary, where the inlined one may not be compiled (strict CSP, Cloudflare): `kvarn/kvarn.wasm`. */
   wasm?: WasmSource;
 }
@@ -26,9 +31,17 @@ export interface BackendInfo {
   variant: string;
   /** Why this one, and why not those that would have come before it. */
   reason: string;
+  /** The GPU adapter, where one is used. */
+  adapter?: AdapterInfo;
 }
 
-const CHOICES = ["auto", "wasm", "reference"] as const;
+const CHOICES = ["auto", "webgpu", "wasm", "reference"] as const;
+
+/**
+ * A GPU that takes longer for the least of calls is not worth it to callers with typed arrays: WASM attends to a thousand
+ * tokens of a layer in about that time. Browsers differ by a factor of a thousand.
+ */
+const MOST_ROUND_TRIP_MS = 0.5;
 
 /**
  * Opens an engine.
@@ -38,27 +51,60 @@ export async function openKvarn(options: OpenOptions = {}): Promise<Kvarn> {
   if (typeof options !== "object" || options === null) {
     throw new KvarnError("invalid-argument", `options must be an object, got ${describe(options)}`);
   }
-  const { backend = "auto", variant, wasm } = options;
+  const { backend = "auto", variant, device } = options;
   if (!CHOICES.includes(backend)) {
     throw new KvarnError(
       "invalid-argument",
       `backend must be one of ${CHOICES.map((choice) => `"${choice}"`).join(", ")}, got ${describe(backend)}`,
     );
   }
+  if (device !== undefined) {
+    if (backend !== "auto" && backend !== "webgpu")
+      throw new KvarnError(
+        "invalid-argument",
+        `device is for the webgpu backend, got ${describe(backend)}, too`,
+      );
+    if (typeof (device as Partial<GPUDevice>)?.createBuffer !== "function")
+      throw new KvarnError("invalid-argument", `device must be a GPUDevice, got ${describe(device)}`);
+  }
   if (backend === "reference") return openReference(variant);
+  if (backend === "webgpu" || device !== undefined) {
+    const { engine, reason, adapter } = await openWebGpuBackend(options);
+    return new Kvarn(engine, reason, adapter);
+  }
+  return backend === "wasm" ? openWasm(options, "") : openFastest(options);
+}
+
+/** Auto falls back for want of a backend, not for a mistake in the call. */
+async function openFastest(options: OpenOptions): Promise<Kvarn> {
+  const { variant } = options;
+  if (variant !== undefined) return openWasm(options, "");
+  let whyNot: string;
   try {
-    const { engine, reason } = await openWasmBackend({ variant, wasm });
-    return new Kvarn(engine, reason);
+    const { engine, reason, adapter } = await openWebGpuBackend({ allowSoftwareAdapter: false });
+    const time = await engine.roundTrip();
+    const trip = `a call takes ${time.toFixed(2)} ms there and back`;
+    if (time <= MOST_ROUND_TRIP_MS) return new Kvarn(engine, `${reason}; ${trip}`, adapter);
+    engine.dispose();
+    whyNot = `not WebGPU on ${reason}: ${trip}, more than ${MOST_ROUND_TRIP_MS} ms`;
   } catch (error) {
-    // Auto falls back for want of a backend, not for a mistake in the call.
-    const unavailable = error instanceof KvarnError && error.code === "backend-unavailable";
-    if (backend !== "auto" || variant !== undefined || !unavailable) throw error;
-    return new Kvarn(referenceBackend(), `plain TypeScript, slow: ${error.message}`);
+    whyNot = `not WebGPU: ${(error as Error).message}`;
+  }
+  try {
+    return await openWasm(options, `; ${whyNot}`);
+  } catch (error) {
+    if (!(error instanceof KvarnError && error.code === "backend-unavailable")) throw error;
+    return new Kvarn(referenceBackend(), `plain TypeScript, slow: ${error.message}; ${whyNot}`);
   }
 }
 
+async function openWasm({ variant, wasm }: OpenOptions, whyNot: string): Promise<Kvarn> {
+  const { engine, reason } = await openWasmBackend({ variant, wasm });
+  return new Kvarn(engine, reason + whyNot);
+}
+
 function openReference(variant: string | undefined): Kvarn {
-  const engine: Backend = referenceBackend();
+  const engine = referenceBackend();
   if (variant !== undefined && variant !== engine.variant) {
     throw new KvarnError(
       "backend-unavailable",

@@ -23,7 +23,11 @@ export type KvarnErrorCode =
   /** More memory than the engine can address or the machine gives. */
   | "out-of-memory"
   /** A backend or variant that was asked for cannot run here. */
-  | "backend-unavailable";
+  | "backend-unavailable"
+  /** The GPU device is gone, and with it all that its caches held. */
+  | "device-lost"
+  /** The GPU device refuses what it was told. */
+  | "device-failed";
 
 /** The one error type of this package. `message` names the argument, what it was and what is allowed. */
 export class KvarnError extends Error {

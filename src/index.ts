@@ -5,7 +5,7 @@
 export { type BackendInfo, type OpenOptions, openKvarn } from "./dispatch.js";
 export type { BackendKind, Normalized, Packed } from "./backend.js";
 export { bytesFor, type CacheBytes } from "./bytes.js";
-export type { CacheMemory, KvarnCache } from "./cache/cache.js";
+export type { CacheMemory, CommandOptions, KvarnCache } from "./cache/cache.js";
 export type { DecodeOptions, EncodeOptions, RecordOptions } from "./codec.js";
 export type { CacheConfig, LayerConfig } from "./config.js";
 export { KvarnError, type KvarnErrorCode } from "./errors.js";
@@ -20,5 +20,6 @@ export {
 } from "./format.js";
 export type { TileOptions, UnpackOptions } from "./kernels.js";
 export type { Kvarn } from "./kvarn.js";
-export type { Float16ArrayLike, Tensor } from "./tensor.js";
+export type { Float16ArrayLike, GpuTensor, Tensor } from "./tensor.js";
 export type { WasmSource } from "./wasm/index.js";
+export type { AdapterInfo } from "./webgpu/index.js";

@@ -5,9 +5,10 @@ import { KvarnCache } from "./cache/cache.js";
 import { readSavedCache } from "./cache/serialize.js";
 import * as codec from "./codec.js";
 import { type CacheConfig, resolveConfig } from "./config.js";
-import { KvarnError } from "./errors.js";
+import { describe, KvarnError } from "./errors.js";
 import * as kernels from "./kernels.js";
 import type { Tensor } from "./tensor.js";
+import type { AdapterInfo } from "./webgpu/index.js";
 
 /**
  * An open engine. Made by `openKvarn`. Its functions take f32 or binary16 arrays, leave them as they are and return new
@@ -21,9 +22,10 @@ export class Kvarn {
   #disposed = false;
 
   /** @internal Callers use `openKvarn`. */
-  constructor(engine: Backend, reason: string) {
+  constructor(engine: Backend, reason: string, adapter?: AdapterInfo) {
     this.#engine = engine;
-    this.backend = { kind: engine.kind, variant: engine.variant, reason };
+    const info = { kind: engine.kind, variant: engine.variant, reason };
+    this.backend = adapter ? { ...info, adapter } : info;
   }
 
   /**
@@ -125,6 +127,30 @@ export class Kvarn {
   async restoreCache(bytes: Uint8Array): Promise<KvarnCache> {
     const engine = this.#open();
     return KvarnCache.restore(engine, readSavedCache(bytes), this.#caches);
+  }
+
+  /**
+   * Moves a live cache to another engine, of any backend, byte for byte.
+   * @param cache of this engine; disposed of when it has been moved, as it was otherwise
+   * @returns the cache on `other`
+   * @throws {KvarnError} `invalid-argument`, `out-of-memory`, and `disposed` for a cache that is not of this engine
+   */
+  async migrate(cache: KvarnCache, other: Kvarn): Promise<KvarnCache> {
+    this.#open();
+    if (!(cache instanceof KvarnCache)) {
+      throw new KvarnError("invalid-argument", `cache must be a KvarnCache, got ${describe(cache)}`);
+    }
+    if (!(other instanceof Kvarn)) {
+      throw new KvarnError(
+        "invalid-argument",
+        `other must be what openKvarn returns, got ${describe(other)}`,
+      );
+    }
+    if (!this.#caches.has(cache)) throw new KvarnError("disposed", "cache is no open cache of this engine");
+    const saved = await cache.save();
+    const moved = await KvarnCache.restore(other.#open(), saved, other.#caches);
+    cache.dispose();
+    return moved;
   }
 
   /** Disposes of the engine and of all its caches. Every later call but this one fails with `disposed`. */

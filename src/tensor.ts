@@ -1,4 +1,4 @@
-import { describe, KvarnError } from "./errors.js";
+import { checkInteger, describe, KvarnError } from "./errors.js";
 import { fromHalf } from "./half.js";
 
 /** What `Float16Array` offers of what is used here; Node 20 and the ES2023 library do not have the type. */
@@ -14,6 +14,50 @@ export type Tensor = Float32Array | Uint16Array | Float16ArrayLike;
 
 /** A tensor as engines take it: f32 values or binary16 bits. */
 export type TensorData = Float32Array | Uint16Array;
+
+/** A tensor in a buffer of the engine's GPU device. */
+export interface GpuTensor {
+  /** With usage `STORAGE`. */
+  readonly buffer: GPUBuffer;
+  /** Bytes, a multiple of 4. Default 0. */
+  readonly offset?: number;
+  readonly type: "f32" | "f16";
+  readonly tokens: number;
+}
+
+/** Whether a caller means a tensor on a GPU. */
+export function isGpuTensor(value: unknown): value is GpuTensor {
+  return typeof value === "object" && value !== null && "buffer" in value && !ArrayBuffer.isView(value);
+}
+
+/**
+ * Checks a tensor on a GPU.
+ * @param width elements of one token
+ */
+export function checkGpuTensor(name: string, value: GpuTensor, width: number): GpuTensor {
+  const { buffer, offset = 0, type, tokens } = value as Partial<GpuTensor>;
+  const fail = (what: string): never => {
+    throw new KvarnError("invalid-argument", `${name}.${what}`);
+  };
+  if (typeof buffer?.size !== "number") return fail(`buffer must be a GPUBuffer, got ${describe(buffer)}`);
+  if ((buffer.usage & STORAGE) === 0) return fail("buffer must have the usage STORAGE");
+  if (type !== "f32" && type !== "f16") return fail(`type must be "f32" or "f16", got ${describe(type)}`);
+  if (!Number.isInteger(offset) || offset < 0 || offset % 4 !== 0) {
+    return fail(`offset must be a multiple of 4 bytes, got ${describe(offset)}`);
+  }
+  checkInteger(`${name}.tokens`, tokens, 1, Number.MAX_SAFE_INTEGER);
+  const bytes = tokens! * width * (type === "f32" ? 4 : 2);
+  if (offset + bytes > buffer.size) {
+    throw new KvarnError(
+      "invalid-shape",
+      `${name} needs ${bytes} bytes from byte ${offset} on, but its buffer has ${buffer.size}`,
+    );
+  }
+  return value;
+}
+
+/** `GPUBufferUsage.STORAGE`, which is not there where WebGPU is not. */
+const STORAGE = 0x80;
 
 /** Views a caller's array as f32 or binary16 bits, without copying. */
 export function asTensorData(name: string, value: unknown): TensorData {

@@ -2,6 +2,7 @@ import { spawn } from "node:child_process";
 import { existsSync, readFileSync } from "node:fs";
 import { PassThrough } from "node:stream";
 import { fileURLToPath } from "node:url";
+import { hasGpu } from "./support/engines.js";
 import { describe, expect, it } from "vitest";
 import { runCli } from "../src/cli/cli.js";
 import type { DoctorReport } from "../src/cli/doctor.js";
@@ -84,20 +85,22 @@ describe("kvarn doctor", () => {
       platform: process.platform,
       arch: process.arch,
       features: { simd128: true, float16Array: "Float16Array" in globalThis },
-      webgpu: "not in this release",
     });
     expect(report.cores).toBeGreaterThan(0);
     const tried = report.backends.map(({ kind, variant }) => `${kind} ${variant}`);
     expect(tried).toEqual([
+      "webgpu f32",
       "wasm strict",
       "wasm strict-f32",
       "wasm relaxed",
       "wasm relaxed-f32",
       "reference f64",
     ]);
-    for (const { variant, runs, check, problem } of report.backends) {
+    for (const { kind, variant, runs, check, problem } of report.backends) {
       const isRelaxed = variant.startsWith("relaxed");
-      if (!isRelaxed || report.features.relaxedSimd) {
+      if (kind === "webgpu" && !hasGpu) {
+        expect(problem).toMatch(/navigator.gpu|adapter/);
+      } else if (!isRelaxed || report.features.relaxedSimd) {
         expect({ variant, runs, problem }).toEqual({ variant, runs: true, problem: null });
         expect(check!.outputDifference).toBeLessThan(variant.endsWith("f32") ? 1e-5 : 1e-3);
         expect(check!.errorGrowth).toBeLessThan(1.05);
@@ -118,7 +121,7 @@ describe("kvarn doctor", () => {
     expect(stdout).toContain(`Node ${process.versions.node}`);
     expect(stdout).toMatch(/^wasm strict: runs \(attention off by [\d.e+-]+, encoding error [\d.]+ times/m);
     expect(stdout).toMatch(/^wasm relaxed: (runs|does not run: )/m);
-    expect(stdout).toMatch(/^webgpu: not in this release$/m);
+    expect(stdout).toMatch(hasGpu ? /^webgpu f32: runs on \S+/m : /^webgpu f32: does not run: /m);
     expect(stdout).toMatch(/^auto takes wasm \S+: /m);
     for (const line of stdout.split("\n")) expect(line.length).toBeLessThanOrEqual(100);
   });
@@ -152,8 +155,8 @@ describe("selfCheck", () => {
     });
     const attendsWrongly = spoiled((backend) => {
       const create = backend.createStore.bind(backend);
-      backend.createStore = (shape) => {
-        const store = create(shape);
+      backend.createStore = (shape, mayLeave) => {
+        const store = create(shape, mayLeave);
         const attend = store.attend.bind(store);
         store.attend = async (request) => {
           await attend({ ...request, softmaxScale: request.softmaxScale * 1.01 });
@@ -166,7 +169,7 @@ describe("selfCheck", () => {
     expect(attended.outputDifference).toBeGreaterThan(1e-3);
     const encodesWrongly = spoiled((backend) => {
       const create = backend.createStore.bind(backend);
-      backend.createStore = (shape) => create({ ...shape, iterations: 0 });
+      backend.createStore = (shape, mayLeave) => create({ ...shape, iterations: 0 }, mayLeave);
     });
     const encoded = await selfCheck(encodesWrongly, reference);
     expect(encoded).toMatchObject({ passed: false, outputDifference: 0 });

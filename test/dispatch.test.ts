@@ -2,7 +2,9 @@ import { afterEach, describe, expect, it, vi } from "vitest";
 import { type KvarnErrorCode, type OpenOptions, openKvarn, type WasmSource } from "../src/index.js";
 import { relaxedWasm, strictWasm } from "../src/wasm/inlined.js";
 import { canRunRelaxed } from "../src/wasm/probe.js";
+import { findAdapter, findGpu } from "../src/webgpu/adapter.js";
 import { expectError } from "./support/cache.js";
+import { hasGpu, hasHardwareGpu } from "./support/engines.js";
 import { randomArray } from "./support/random.js";
 
 const bytesOf = (base64: string) => Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
@@ -26,16 +28,56 @@ async function describeEngine(options?: OpenOptions, open = openKvarn) {
 }
 
 describe("openKvarn", () => {
-  it("takes wasm by itself, and says why", async () => {
+  it.skipIf(hasHardwareGpu)("takes wasm by itself where there is no GPU, and says why", async () => {
     const expected = {
       kind: "wasm",
       variant: "strict",
-      reason: expect.stringMatching(/^SIMD; this engine has/) as string,
+      reason: expect.stringMatching(/^SIMD; this engine has.*; not WebGPU: /) as string,
     };
     expect(await describeEngine()).toEqual(expected);
     expect(await describeEngine({})).toEqual(expected);
     expect(await describeEngine({ backend: "auto" })).toEqual(expected);
-    expect(await describeEngine({ backend: "wasm" })).toEqual(expected);
+    const reason = expect.stringMatching(/^SIMD; this engine has(?!.*WebGPU)/) as string;
+    expect(await describeEngine({ backend: "wasm" })).toEqual({ ...expected, reason });
+  });
+
+  it.runIf(hasGpu && !hasHardwareGpu)("takes a GPU of software when it may", async () => {
+    const message = /^the only GPU adapter is .*, software, which WASM beats; allowSoftwareAdapter takes it/;
+    await expectError(() => openKvarn({ backend: "webgpu" }), "backend-unavailable", message);
+    expect((await describeEngine({ allowSoftwareAdapter: true })).kind).toBe("wasm");
+    expect(await describeEngine({ backend: "webgpu", allowSoftwareAdapter: true })).toMatchObject({
+      kind: "webgpu",
+      variant: "f32",
+      adapter: { software: true },
+      reason: expect.stringMatching(/ by (navigator\.gpu|the npm package webgpu)$/) as string,
+    });
+  });
+
+  it.skipIf(!hasGpu)("takes the caller's device, and leaves it to the caller", async () => {
+    const adapter = await findAdapter((await findGpu()).gpu);
+    const device = await adapter!.requestDevice();
+    for (const backend of ["auto", "webgpu"] as const) {
+      const { kind, reason } = await describeEngine({ backend, device });
+      expect({ kind, reason }).toEqual({ kind: "webgpu", reason: "on the caller's device" });
+    }
+    // It still works.
+    await device.queue.onSubmittedWorkDone();
+    const conflict = () => openKvarn({ backend: "wasm", device });
+    await expectError(conflict, "invalid-argument", /^device is for the webgpu backend, got "wasm", too$/);
+    device.destroy();
+  });
+
+  it.each([null, 5, {}])("refuses %j for a device", async (device) => {
+    const open = () => openKvarn({ device: device as GPUDevice });
+    await expectError(open, "invalid-argument", /^device must be a GPUDevice, got /);
+  });
+
+  it.each(["strict", "", null, 5])("refuses the variant %j of webgpu", async (variant) => {
+    await expectError(
+      () => openKvarn({ backend: "webgpu", variant: variant as string, allowSoftwareAdapter: true }),
+      "backend-unavailable",
+      /^the webgpu backend has one variant, "f32", not /,
+    );
   });
 
   it.each([
@@ -69,7 +111,7 @@ describe("openKvarn", () => {
   });
 
   it.each([
-    ["webgpu", '"webgpu"'],
+    ["WebGPU", '"WebGPU"'],
     ["WASM", '"WASM"'],
     ["", '""'],
     [null, "null"],
@@ -79,7 +121,7 @@ describe("openKvarn", () => {
     const error = await expectError(
       () => openKvarn({ backend: backend as "auto" }),
       "invalid-argument",
-      /^backend must be one of "auto", "wasm", "reference", got /,
+      /^backend must be one of "auto", "webgpu", "wasm", "reference", got /,
     );
     expect(error.message.endsWith(`got ${described}`)).toBe(true);
   });
@@ -149,7 +191,11 @@ describe("openKvarn with a module given", () => {
   ];
   it.each(sources)("takes %s", async (_, source) => {
     const expected = { kind: "wasm", variant: "strict", reason: "SIMD, from the module given" };
-    expect(await describeEngine({ wasm: await source() })).toEqual(expected);
+    const options = hasHardwareGpu ? ({ backend: "wasm" } as const) : {};
+    expect(await describeEngine({ ...options, wasm: await source() })).toMatchObject({
+      kind: "wasm",
+      reason: expect.stringMatching(/^SIMD, from the module given/) as string,
+    });
     expect(await describeEngine({ backend: "wasm", wasm: await source() })).toEqual(expected);
     const variant = "strict-f32";
     expect(await describeEngine({ backend: "wasm", wasm: await source(), variant })).toMatchObject({

@@ -136,7 +136,7 @@ describe.each([
   let block: Block;
   beforeAll(async () => {
     backend = await open();
-    store = backend.createStore({ kvHeads: 1, headDim: D, layout, iterations: 0 });
+    store = backend.createStore({ kvHeads: 1, headDim: D, layout, iterations: 0 }, () => false);
     block = store.allocateExact(TOKENS);
     return () => backend.dispose();
   });
@@ -151,7 +151,11 @@ describe.each([
     for (let row = 0; row < result.length; row += 2 * TOKENS) {
       const part = rows.subarray(row * D, (row + 2 * TOKENS) * D);
       const tokens = part.length / D / 2;
-      store.write(block, 0, part.subarray(0, tokens * D), part.subarray(tokens * D), 0, tokens);
+      store.write(
+        [{ block: block, at: 0, from: 0, tokens: tokens }],
+        part.subarray(0, tokens * D),
+        part.subarray(tokens * D),
+      );
       const data = await store.readExact(block, tokens);
       for (let i = 0; i < 2 * tokens; i++) {
         result[row + i] = data[(i % tokens) * 2 * D + (i < tokens ? 0 : D)];

@@ -5,9 +5,19 @@ import type { Backend } from "../backend.js";
 import { cacheBytes, type CacheBytes } from "../bytes.js";
 import { checkScales, countTiles, spreadRecords, tileRecords } from "../codec.js";
 import { MAX_TOKENS, type ResolvedConfig } from "../config.js";
-import { checkInteger, KvarnError } from "../errors.js";
+import { checkInteger, describe, KvarnError } from "../errors.js";
 import { type RecordPadding, recordStride } from "../format.js";
-import { asTensorData, checkLength, checkOut, type Tensor, type TensorData, valueAt } from "../tensor.js";
+import {
+  asTensorData,
+  checkGpuTensor,
+  checkLength,
+  checkOut,
+  type GpuTensor,
+  isGpuTensor,
+  type Tensor,
+  type TensorData,
+  valueAt,
+} from "../tensor.js";
 import { CacheLayer } from "./layer.js";
 import { visibleFrom } from "./schedule.js";
 import { type SavedCache, writeSavedCache } from "./serialize.js";
@@ -31,6 +41,15 @@ const MAX_QUERY = 1e20;
 /** The most that a cache may hold for what it uses, as a factor. */
 const RESERVE_LIMIT = 1.25;
 
+/** How `append` and `attend` are recorded on a GPU. */
+export interface CommandOptions {
+  /**
+   * Where to record the call instead of submitting it; of the engine's device. All tensors of the call must be on the GPU
+   * then. It is recorded when the call's promise resolves; submit it before the next call on this engine.
+   */
+  commandEncoder?: GPUCommandEncoder;
+}
+
 /**
  * A compressed KV cache. Made by `kvarn.createCache`, `kvarn.restoreCache` and `cache.fork`. Calls take effect in the
  * order in which they are made, awaited or not, and have read their arguments when they return.
@@ -43,31 +62,43 @@ export class KvarnCache {
   readonly #open: Set<KvarnCache>;
   /** Highest `totalBytes` so far. */
   #peakBytes = 0;
+  /** Settles when all that was done so far without a promise of its own is. */
+  #unsettled: Promise<void> = Promise.resolve();
 
   /** @internal Callers use `kvarn.createCache`. */
-  constructor(backend: Backend, config: ResolvedConfig, open: Set<KvarnCache>) {
+  constructor(backend: Backend, config: ResolvedConfig, open: Set<KvarnCache>, parent?: KvarnCache) {
     this.#backend = backend;
     this.#config = config;
     this.#open = open;
-    this.#layers = config.layers.map((layer) => {
-      const store = backend.createStore({ ...layer, iterations: config.iterations });
-      return new CacheLayer(layer, store, config.exactWindow, (bytes) => this.#mayLeave(bytes));
+    this.#layers = config.layers.map((layer, i) => {
+      const mayLeave = (bytes: number) => this.#mayLeave(bytes);
+      const shape = { ...layer, iterations: config.iterations };
+      const store = backend.createStore(shape, mayLeave, parent ? parent.#layers[i].store : undefined);
+      return new CacheLayer(layer, store, config.exactWindow, mayLeave);
     });
     open.add(this);
     const { capacity } = config;
     if (capacity > 0) {
       this.#orDispose(() => {
         backend.checkRoom(this.#layers.reduce((sum, layer) => sum + layer.bytesAside(capacity), 0));
-        for (const layer of this.#layers) layer.setAside(capacity);
+        this.#runNow(() => this.#layers.forEach((layer) => layer.setAside(capacity)));
       });
     }
   }
 
   /** @internal Callers use `kvarn.restoreCache`. */
-  static restore(backend: Backend, saved: SavedCache, open: Set<KvarnCache>): KvarnCache {
+  static async restore(backend: Backend, saved: SavedCache, open: Set<KvarnCache>): Promise<KvarnCache> {
     const cache = new KvarnCache(backend, saved.config, open);
-    cache.#orDispose(() => cache.#layers.forEach((layer, i) => layer.load(saved.layers[i])));
-    cache.#settle();
+    cache.#orDispose(() => {
+      cache.#runNow(() => cache.#layers.forEach((layer, i) => layer.load(saved.layers[i])));
+    });
+    void cache.#settle();
+    try {
+      await cache.#unsettled;
+    } catch (error) {
+      cache.dispose();
+      throw error;
+    }
     return cache;
   }
 
@@ -85,43 +116,64 @@ export class KvarnCache {
    * Adds tokens to a layer, after RoPE. First encodes what is due: every full tile but the sink that ends at least
    * `exactWindow` tokens before the layer's present end. So the tokens of this call are attended exactly until the
    * next one.
-   * @param k `[tokens, kvHeads, headDim]`
+   * @param k `[tokens, kvHeads, headDim]`. What lies on a GPU is not checked for NaN, infinities and vectors too long for
+   * binary16.
    * @param v the same
    * @throws {KvarnError} `invalid-argument`, `invalid-shape`, `non-finite`, `out-of-memory`; nothing has changed then
    */
-  async append(layer: number, k: Tensor, v: Tensor): Promise<void> {
-    const state = this.#layer(layer);
+  async append(
+    layer: number,
+    k: Tensor | GpuTensor,
+    v: Tensor | GpuTensor,
+    options?: CommandOptions,
+  ): Promise<void> {
+    const state = this.#usable(layer);
     const { kvHeads, headDim } = state.config;
-    const kData = asTensorData("k", k);
-    const vData = asTensorData("v", v);
-    const tokens = countTokens("k", kData, kvHeads, headDim);
-    checkLength("v", vData, kData.length, ", as k does");
+    const keys = this.#source("k", k, kvHeads, headDim);
+    const { tokens } = keys;
+    const values = this.#source("v", v, kvHeads, headDim, tokens);
     checkInteger("the layer's length", state.length + tokens, 0, MAX_TOKENS);
-    state.append(kData, vData, tokens);
-    this.#settle();
+    const encoder = this.#encoder(options, keys.data, values.data);
+    const times = state.timesUndone;
+    await this.#run(() => state.append(keys.data, values.data, tokens), encoder);
+    state.checkKept(times);
   }
 
   /**
    * Attention of the layer's newest tokens over all that they see.
    * @param q `[queryTokens, queryHeads, headDim]`, after RoPE: queries of the layer's last `queryTokens` positions,
    * each seeing the tokens up to its own
-   * @param options `out`: where to put the result
-   * @returns `[queryTokens, queryHeads, headDim]`
+   * @param options `out`: where to put the result; on a GPU in f32
+   * @returns `[queryTokens, queryHeads, headDim]`: `out`, or a new array
    * @throws {KvarnError} `invalid-argument`, `invalid-shape`, `non-finite`, `outside-window`
    */
-  async attend(layer: number, q: Tensor, options?: { out?: Float32Array }): Promise<Float32Array> {
-    const state = this.#layer(layer);
+  attend(
+    layer: number,
+    q: Tensor | GpuTensor,
+    options: CommandOptions & { out: GpuTensor },
+  ): Promise<GpuTensor>;
+  attend(
+    layer: number,
+    q: Tensor | GpuTensor,
+    options?: CommandOptions & { out?: Float32Array },
+  ): Promise<Float32Array>;
+  async attend(
+    layer: number,
+    q: Tensor | GpuTensor,
+    options?: CommandOptions & { out?: Float32Array | GpuTensor },
+  ): Promise<Float32Array | GpuTensor> {
+    const state = this.#usable(layer);
     const { queryHeads, headDim, slidingWindow, softCap, sinkLogits, softmaxScale } = state.config;
-    const data = asTensorData("q", q);
-    const queryTokens = countTokens("q", data, queryHeads, headDim);
+    const { data, tokens: queryTokens } = this.#source("q", q, queryHeads, headDim);
     if (queryTokens > state.length) {
       throw new KvarnError(
         "invalid-shape",
         `q holds ${queryTokens} tokens, but layer ${layer} holds ${state.length}: append their k and v first`,
       );
     }
-    checkQueries(data, queryHeads, headDim, softmaxScale);
-    const out = checkOut("out", options?.out, data.length);
+    if (!isGpuTensor(data)) checkQueries(data, queryHeads, headDim, softmaxScale);
+    const out = this.#target(options?.out, queryTokens, queryHeads * headDim);
+    const encoder = this.#encoder(options, data, out);
     const position = state.length - queryTokens;
     const from = visibleFrom(position, slidingWindow);
     if (from < state.goneUntil) {
@@ -131,19 +183,22 @@ export class KvarnCache {
           `those before ${state.goneUntil}: attend with fewer query tokens`,
       );
     }
-    const segments = state.segments(from);
-    const shape = { queryTokens, queryHeads, position, segments };
-    await state.store.attend({ q: data, ...shape, slidingWindow, softCap, sinkLogits, softmaxScale, out });
+    const shape = { queryTokens, queryHeads, position, ...state.segments(from) };
+    const request = { q: data, ...shape, slidingWindow, softCap, sinkLogits, softmaxScale, out };
+    const times = state.timesUndone;
+    await this.#run(() => state.store.attend(request), encoder);
+    state.checkKept(times);
     return out;
   }
 
   /**
-   * Encodes now what the next append would encode: after a prompt, and before saving.
+   * Encodes what the next append would encode: after a prompt, and before saving. It takes effect when the call returns.
    * @throws {KvarnError} `out-of-memory`; a layer is either done or as it was
    */
-  flush(): void {
+  async flush(): Promise<void> {
     this.#checkOpen();
-    for (const layer of this.#layers) layer.flush();
+    this.#backend.checkAlive();
+    await this.#run(() => this.#layers.forEach((layer) => layer.flush()));
   }
 
   /**
@@ -169,9 +224,10 @@ export class KvarnCache {
    */
   fork(): KvarnCache {
     this.#checkOpen();
-    const fork = new KvarnCache(this.#backend, { ...this.#config, capacity: 0 }, this.#open);
+    const fork = new KvarnCache(this.#backend, { ...this.#config, capacity: 0 }, this.#open, this);
     fork.#layers.forEach((layer, i) => layer.share(this.#layers[i]));
-    fork.#settle();
+    fork.#unsettled = this.#unsettled;
+    void fork.#settle();
     return fork;
   }
 
@@ -181,8 +237,7 @@ export class KvarnCache {
   async serialize(): Promise<Uint8Array> {
     const snapshot = this.fork();
     try {
-      const layers = await Promise.all(snapshot.#layers.map((layer) => layer.save()));
-      return writeSavedCache({ config: this.#config, layers });
+      return writeSavedCache(await snapshot.#save());
     } finally {
       snapshot.dispose();
     }
@@ -194,11 +249,11 @@ export class KvarnCache {
    * @param options `padding`: how to space them, `"none"` or `"vllm"`
    */
   async exportRecords(layer: number, options?: { padding?: RecordPadding }): Promise<Uint8Array> {
-    const { layout, kvHeads } = this.#layer(layer).config;
+    const { layout, kvHeads } = this.#usable(layer).config;
     const stride = recordStride(layout, options?.padding);
     const snapshot = this.fork();
     try {
-      const tiles = await snapshot.#layers[layer].readRecords();
+      const tiles = await snapshot.#run(() => snapshot.#layers[layer].readRecords());
       const perTile = kvHeads * stride;
       const out = new Uint8Array(tiles.length * perTile);
       tiles.forEach((records, i) => {
@@ -227,15 +282,15 @@ export class KvarnCache {
     records: Uint8Array,
     options?: { padding?: RecordPadding },
   ): Promise<void> {
-    const state = this.#layer(layer);
+    const state = this.#usable(layer);
     const { layout, kvHeads } = state.config;
     const stride = recordStride(layout, options?.padding);
     const count = countTiles(records, layout, kvHeads, stride);
     checkInteger("the layer's length", state.length + count * layout.group, 0, MAX_TOKENS);
     checkScales(records, layout, stride);
     state.checkImport(layer);
-    state.import(Array.from({ length: count }, (_, i) => tileRecords(records, i, layout, kvHeads, stride)));
-    this.#settle();
+    const tiles = Array.from({ length: count }, (_, i) => tileRecords(records, i, layout, kvHeads, stride));
+    await this.#run(() => state.import(tiles));
   }
 
   /** What the cache holds now. */
@@ -251,6 +306,107 @@ export class KvarnCache {
 
   async [Symbol.asyncDispose](): Promise<void> {
     this.dispose();
+  }
+
+  /** @internal Callers use `kvarn.migrate`. */
+  async save(): Promise<SavedCache> {
+    this.#checkOpen();
+    const snapshot = this.fork();
+    try {
+      return await snapshot.#save();
+    } finally {
+      snapshot.dispose();
+    }
+  }
+
+  async #save(): Promise<SavedCache> {
+    const layers = await this.#run(() => Promise.all(this.#layers.map((layer) => layer.save())));
+    return { config: this.#config, layers };
+  }
+
+  /** Runs what is there when its promise resolves. */
+  async #run<T>(work: () => T, encoder?: GPUCommandEncoder): Promise<Awaited<T>> {
+    const unsettled = this.#unsettled;
+    const { result, settled } = this.#backend.run(work, encoder);
+    if (!settled) void this.#settle();
+    const [value] = await Promise.all([result, settled, unsettled]);
+    // What the call has replaced is held until it is sure.
+    if (settled) await this.#settle(encoder);
+    return value;
+  }
+
+  /** Runs what has no promise of its own: the next call that has one reports what the engine says of it. */
+  #runNow(work: () => void): void {
+    const { settled } = this.#backend.run(work);
+    this.#unsettled = Promise.all([this.#unsettled, settled]).then(() => {});
+    this.#unsettled.catch(() => {});
+  }
+
+  /**
+   * A tensor of whole tokens that a call gets.
+   * @param asK how many, where k has said so already
+   */
+  #source(
+    name: string,
+    value: unknown,
+    heads: number,
+    headDim: number,
+    asK?: number,
+  ): { data: TensorData | GpuTensor; tokens: number } {
+    const width = heads * headDim;
+    const checkAsK = (length: number): void => {
+      if (asK !== undefined) checkLength(name, { length }, asK * width, ", as k does");
+    };
+    if (isGpuTensor(value)) {
+      this.#checkGpu(name);
+      const data = checkGpuTensor(name, value, width);
+      checkAsK(data.tokens * width);
+      return { data, tokens: data.tokens };
+    }
+    const data = asTensorData(name, value);
+    checkAsK(data.length);
+    return { data, tokens: countTokens(name, data, heads, headDim) };
+  }
+
+  /** Where the result of an attention goes. */
+  #target(value: unknown, tokens: number, width: number): Float32Array | GpuTensor {
+    if (!isGpuTensor(value)) return checkOut("out", value, tokens * width);
+    this.#checkGpu("out");
+    const out = checkGpuTensor("out", value, width);
+    if (out.type !== "f32")
+      throw new KvarnError("invalid-argument", `out.type must be "f32", got ${describe(out.type)}`);
+    if (out.tokens !== tokens)
+      throw new KvarnError("invalid-shape", `out.tokens must be ${tokens}, as q has, got ${out.tokens}`);
+    return out;
+  }
+
+  #checkGpu(name: string): void {
+    if (this.#backend.kind === "webgpu") return;
+    throw new KvarnError(
+      "invalid-argument",
+      `${name} is a tensor on a GPU; this engine's backend is ${this.#backend.kind}`,
+    );
+  }
+
+  #encoder(
+    options: CommandOptions | undefined,
+    ...tensors: (TensorData | GpuTensor)[]
+  ): GPUCommandEncoder | undefined {
+    const encoder = options?.commandEncoder;
+    if (encoder === undefined) return undefined;
+    this.#checkGpu("commandEncoder");
+    if (tensors.every(isGpuTensor)) return encoder;
+    throw new KvarnError(
+      "invalid-argument",
+      "with a commandEncoder all tensors of the call, its out included, must be on the GPU",
+    );
+  }
+
+  /** A layer, for more than its length. */
+  #usable(index: number): CacheLayer {
+    this.#checkOpen();
+    this.#backend.checkAlive();
+    return this.#layer(index);
   }
 
   #layer(index: number): CacheLayer {
@@ -280,10 +436,25 @@ export class KvarnCache {
   }
 
   /** Keeps to the limit where cuts have left much room in some layers and others have grown since. */
-  #settle(): void {
+  async #settle(encoder?: GPUCommandEncoder): Promise<void> {
     this.#peakBytes = Math.max(this.#peakBytes, this.#bytes().totalBytes);
-    if (this.#config.capacity > 0 || this.#reservedBytes() <= RESERVE_LIMIT * this.#peakBytes) return;
-    for (const layer of this.#layers) layer.trim();
+    // Nothing may come before what a caller has yet to submit: the next call sees to it.
+    if (encoder || !this.#open.has(this) || this.#config.capacity > 0) return;
+    const spare = this.#layers.reduce((sum, layer) => sum + layer.store.slackBytes, 0);
+    if (spare > (RESERVE_LIMIT - 1) * this.#bytes().totalBytes) await this.#trim("trimStore");
+    if (this.#reservedBytes() <= RESERVE_LIMIT * this.#peakBytes) return;
+    await this.#trim("trimTile");
+    await this.#trim("trimStore");
+  }
+
+  /** Whatever comes of it: what called this has taken effect. */
+  async #trim(what: "trimTile" | "trimStore"): Promise<void> {
+    try {
+      const { settled } = this.#backend.run(() => this.#layers.forEach((layer) => layer[what]()));
+      if (settled) await settled;
+    } catch (error) {
+      if (!(error instanceof KvarnError)) throw error;
+    }
   }
 
   #bytes(): CacheBytes {

@@ -2,19 +2,25 @@
  * One layer of a cache: a list of tiles of `group` tokens. Tile 0 is the sink. Then come tiles that a sliding window
  * has let go (their places stay, empty), then records, then exact tiles, the tail, the last of them partly filled.
  */
-import type { Block, Segment, Store } from "../backend.js";
+import type { Block, Budget, Segment, Store, TilePair, WriteTarget } from "../backend.js";
 import { halfBytesPerToken, type LayerCounts, tileRecordBytes } from "../bytes.js";
 import type { ResolvedLayer } from "../config.js";
 import { KvarnError } from "../errors.js";
-import type { TensorData } from "../tensor.js";
+import type { GpuTensor, TensorData } from "../tensor.js";
 import type { SavedLayer } from "./serialize.js";
 import { encodedTiles, keptFrom, visibleFrom } from "./schedule.js";
 
-/** Whether the cache may hold so many more bytes that it does not use yet. */
-export type Budget = (bytes: number) => boolean;
-
 /** How much larger a tile that fills up gets at a time while the cache is too small for whole tiles. */
 const GROWTH = 1.25;
+
+/** What a layer holds. */
+interface LayerState {
+  /** By tile; undefined where a sliding window let go. */
+  readonly tiles: (Block | undefined)[];
+  readonly length: number;
+  readonly firstKept: number;
+  readonly firstTail: number;
+}
 
 export class CacheLayer {
   readonly config: ResolvedLayer;
@@ -33,7 +39,11 @@ export class CacheLayer {
   readonly #setAside = new Set<Block>();
   /** The part of it that no tile uses. */
   readonly #spare: Block[] = [];
-  #reservedBytes = 0;
+  #blockBytes = 0;
+  /** The encoded tiles from tile `from` on, as long as they stay the same. */
+  #records: { readonly from: number; readonly segments: readonly Segment[] } | undefined;
+  /** Why the layer was put back to what it was before a call, each time. */
+  readonly #undone: unknown[] = [];
 
   constructor(config: ResolvedLayer, store: Store, exactWindow: number, budget: Budget) {
     this.config = config;
@@ -48,6 +58,16 @@ export class CacheLayer {
     return this.#length;
   }
 
+  /** How often what calls have done was taken back. */
+  get timesUndone(): number {
+    return this.#undone.length;
+  }
+
+  /** Throws the reason if anything was taken back since {@link timesUndone} was `times`. */
+  checkKept(times: number): void {
+    if (this.#undone.length > times) throw this.#undone[times];
+  }
+
   get counts(): LayerCounts {
     const sinkIsRecord = this.#tiles[0]?.kind === "record";
     const sink = sinkIsRecord ? 0 : Math.min(this.#length, this.#group);
@@ -55,9 +75,9 @@ export class CacheLayer {
     return { sink, tail: Math.max(0, this.#length - this.#firstTail * this.#group), records };
   }
 
-  /** Bytes of all blocks, in use or set aside. */
+  /** Bytes of all blocks, in use or set aside, and what the engine holds besides. */
   get reservedBytes(): number {
-    return this.#reservedBytes;
+    return this.#blockBytes + this.store.slackBytes;
   }
 
   /** The tokens, `[start, end)`, that are records. */
@@ -86,13 +106,17 @@ export class CacheLayer {
   }
 
   /** Encodes what is due, then adds tokens. All or nothing. */
-  append(k: TensorData, v: TensorData, tokens: number): void {
+  append(k: TensorData | GpuTensor, v: TensorData | GpuTensor, tokens: number): void {
     this.#transact((made) => {
+      this.store.check?.(k, v);
       const records = this.#allocateRecords(made);
-      const tail = this.#writeTail(k, v, tokens, made);
+      const targets = this.#allocateTail(tokens, made);
+      this.store.write(targets, k, v);
       return () => {
         this.#encode(records);
-        for (const [tile, block] of tail) this.#put(tile, block);
+        targets.forEach(({ block, from }) =>
+          this.#put(Math.floor((this.#length + from) / this.#group), block),
+        );
         this.#length += tokens;
       };
     });
@@ -106,10 +130,24 @@ export class CacheLayer {
     });
   }
 
-  /** The visible tokens from position `from` on, tile by tile. */
-  segments(from: number): Segment[] {
+  /** The visible tokens from position `from` on, tile by tile, encoded ones and exact ones. */
+  segments(from: number): { records: readonly Segment[]; exact: readonly Segment[] } {
+    const first = Math.floor(from / this.#group);
+    if (this.#records?.from !== first) {
+      const segments = this.#segments(first, this.#firstTail);
+      this.#records = { from: first, segments: segments.filter(({ block }) => block.kind === "record") };
+    }
+    const sink = first === 0 ? this.#segments(0, 1) : [];
+    const tail = this.#segments(Math.max(first, this.#firstTail), this.#tiles.length);
+    return {
+      records: this.#records.segments,
+      exact: [...sink, ...tail].filter(({ block }) => block.kind === "exact"),
+    };
+  }
+
+  #segments(from: number, to: number): Segment[] {
     const segments: Segment[] = [];
-    for (let tile = Math.floor(from / this.#group); tile * this.#group < this.#length; tile++) {
+    for (let tile = from; tile < Math.min(to, this.#tiles.length); tile++) {
       segments.push({ block: this.#tiles[tile]!, start: tile * this.#group, tokens: this.#tokensIn(tile) });
     }
     return segments;
@@ -140,6 +178,7 @@ export class CacheLayer {
   cut(length: number): void {
     const tiles = Math.ceil(length / this.#group);
     for (const block of this.#tiles.splice(tiles)) this.#drop(block);
+    this.#records = undefined;
     this.#length = length;
     this.#firstTail = Math.max(1, Math.min(this.#firstTail, tiles));
     this.#firstKept = Math.min(this.#firstKept, this.#firstTail);
@@ -147,15 +186,8 @@ export class CacheLayer {
 
   /** Takes the tiles of another layer of the same shape, as shared ones. */
   share(other: CacheLayer): void {
-    this.#tiles = other.#tiles.slice();
-    for (const block of this.#tiles) {
-      if (!block) continue;
-      block.owners++;
-      this.#reservedBytes += block.bytes;
-    }
-    this.#length = other.#length;
-    this.#firstKept = other.#firstKept;
-    this.#firstTail = other.#firstTail;
+    this.#become(other.#state());
+    for (const block of this.#tiles) if (block) this.#hold(block);
   }
 
   /** Throws unless encoded tiles may follow. */
@@ -214,17 +246,17 @@ export class CacheLayer {
         this.store.writeExact(exact, data);
         return exact;
       });
-      return () => {
-        this.#tiles = blocks;
-        this.#length = saved.length;
-        this.#firstKept = saved.firstKept;
-        this.#firstTail = saved.firstTail;
-      };
+      return () => this.#become({ ...saved, tiles: blocks });
     });
   }
 
+  /** Gives back what the engine can spare. */
+  trimStore(): void {
+    this.store.trim();
+  }
+
   /** Gives back the room that the newest tile has left, if a smaller block is to be had for the time of the copy. */
-  trim(): void {
+  trimTile(): void {
     const tile = this.#tiles.length - 1;
     const block = this.#tiles[tile];
     const tokens = this.#tokensIn(tile);
@@ -237,7 +269,7 @@ export class CacheLayer {
         return () => this.#put(tile, smaller);
       });
     } catch (error) {
-      // The tokens stay where they are: what called this has taken effect already.
+      // No smaller block for the time of the copy. The tokens stay where they are: what called this has taken effect.
       if (!(error instanceof KvarnError && error.code === "out-of-memory")) throw error;
     }
   }
@@ -245,6 +277,7 @@ export class CacheLayer {
   dispose(): void {
     this.cut(0);
     for (const block of this.#spare.splice(0)) this.#free(block);
+    this.store.dispose();
   }
 
   /** Exact are the sink, the tile that fills up, the one that waits for its encoding, and the exact window. */
@@ -267,7 +300,8 @@ export class CacheLayer {
 
   /**
    * Runs `prepare`, which may allocate and write where no token lies yet, and then, when nothing has thrown, the
-   * commit that it returns, which cannot fail. Otherwise what was allocated goes back.
+   * commit that it returns, which cannot fail. Otherwise what was allocated goes back. Where the engine cannot tell yet
+   * whether the memory is there, the layer is put back should it turn out that it is not.
    */
   #transact(prepare: (made: Block[]) => () => void): void {
     const made: Block[] = [];
@@ -278,7 +312,49 @@ export class CacheLayer {
       for (const block of made) this.#drop(block);
       throw error;
     }
+    const { doubt } = this.store;
+    const undo = doubt && this.#remember();
     commit();
+    doubt?.then(
+      () => undo?.(),
+      (error: unknown) => undo?.(error),
+    );
+  }
+
+  /** Holds what the layer holds now, until it is told whether to go back to it: given an error, it does. */
+  #remember(): (error?: unknown) => void {
+    const state = this.#state();
+    const undone = this.#undone.length;
+    for (const block of state.tiles) if (block) this.#hold(block);
+    return (error) => {
+      // Later calls that were built on this one have been taken back with it.
+      if (error !== undefined && this.#undone.length === undone) {
+        this.#undone.push(error);
+        const dropped = this.#tiles;
+        this.#become(state);
+        for (const block of dropped) this.#drop(block);
+      } else {
+        for (const block of state.tiles) this.#drop(block);
+      }
+    };
+  }
+
+  #state(): LayerState {
+    const tiles = this.#tiles.slice();
+    return { tiles, length: this.#length, firstKept: this.#firstKept, firstTail: this.#firstTail };
+  }
+
+  #become({ tiles, length, firstKept, firstTail }: LayerState): void {
+    this.#tiles = tiles;
+    this.#records = undefined;
+    this.#length = length;
+    this.#firstKept = firstKept;
+    this.#firstTail = firstTail;
+  }
+
+  #hold(block: Block): void {
+    block.owners++;
+    this.#blockBytes += block.bytes;
   }
 
   /** Memory for the records of every tile that is due. */
@@ -294,11 +370,10 @@ export class CacheLayer {
   #encode(records: readonly Block[]): void {
     const due = Math.max(this.#firstTail, encodedTiles(this.#length, this.#exactWindow, this.#group));
     // Tiles that the window has passed already are not worth their encoding: `records` are those of the last ones.
-    records.forEach((record, i) => {
-      const tile = due - records.length + i;
-      this.store.encode(this.#tiles[tile]!, record);
-      this.#put(tile, record);
-    });
+    const first = due - records.length;
+    const pairs: TilePair[] = records.map((record, i) => ({ exact: this.#tiles[first + i]!, record }));
+    if (pairs.length > 0) this.store.encode(pairs);
+    records.forEach((record, i) => this.#put(first + i, record));
     this.#firstTail = due;
     this.#letGo();
   }
@@ -313,23 +388,26 @@ export class CacheLayer {
     for (; this.#firstKept < kept; this.#firstKept++) {
       this.#drop(this.#tiles[this.#firstKept]);
       this.#tiles[this.#firstKept] = undefined;
+      this.#records = undefined;
     }
   }
 
-  /** Writes new tokens behind the last one: `[tile, block]` for every tile whose block is another than before. */
-  #writeTail(k: TensorData, v: TensorData, tokens: number, made: Block[]): [number, Block][] {
-    const tail: [number, Block][] = [];
+  /** Room for new tokens behind the last one, tile by tile. */
+  #allocateTail(tokens: number, made: Block[]): WriteTarget[] {
+    const targets: WriteTarget[] = [];
     for (let from = 0; from < tokens;) {
       const tile = Math.floor((this.#length + from) / this.#group);
       const at = (this.#length + from) % this.#group;
       const count = Math.min(this.#group - at, tokens - from);
-      const old = this.#tiles[tile];
-      const block = this.#tailBlock(old, at, at + count, made);
-      if (block !== old) tail.push([tile, block]);
-      this.store.write(block, at, k, v, from, count);
+      targets.push({
+        block: this.#tailBlock(this.#tiles[tile], at, at + count, made),
+        at,
+        from,
+        tokens: count,
+      });
       from += count;
     }
-    return tail;
+    return targets;
   }
 
   /** The block of a partly filled tile: the present one, or a larger one or one of our own with the same tokens. */
@@ -360,25 +438,27 @@ export class CacheLayer {
 
   #allocate(kind: Block["kind"], capacity: number): Block {
     const block = kind === "exact" ? this.store.allocateExact(capacity) : this.store.allocateRecord();
-    this.#reservedBytes += block.bytes;
+    this.#blockBytes += block.bytes;
     return block;
   }
 
   #free(block: Block): void {
-    this.#reservedBytes -= block.bytes;
+    this.#blockBytes -= block.bytes;
     this.store.free(block);
   }
 
   #put(tile: number, block: Block): void {
+    if (this.#tiles[tile] === block) return;
     this.#drop(this.#tiles[tile]);
     this.#tiles[tile] = block;
+    this.#records = undefined;
   }
 
   #drop(block: Block | undefined): void {
     if (!block) return;
     if (block.owners > 1) {
       block.owners--;
-      this.#reservedBytes -= block.bytes;
+      this.#blockBytes -= block.bytes;
     } else if (this.#setAside.has(block)) {
       this.#spare.push(block);
     } else {

@@ -3,6 +3,7 @@ import type { BackendKind } from "../backend.js";
 import { type BackendInfo, openKvarn } from "../dispatch.js";
 import type { Kvarn } from "../kvarn.js";
 import { VARIANTS } from "../wasm/module.js";
+import { type AdapterInfo, nameOf } from "../webgpu/index.js";
 import { type Command, parseOptions, type Streams } from "./command.js";
 import { inspectRuntime, type RuntimeInfo } from "./runtime.js";
 import { type SelfCheck, selfCheck } from "./self-check.js";
@@ -11,6 +12,7 @@ import { packageVersion } from "./version.js";
 
 /** All that there is to try. */
 const CANDIDATES: readonly { kind: BackendKind; variant: string }[] = [
+  { kind: "webgpu", variant: "f32" },
   ...VARIANTS.map((variant) => ({ kind: "wasm", variant }) as const),
   { kind: "reference", variant: "f64" },
 ];
@@ -25,6 +27,8 @@ export interface Diagnosis {
   check: SelfCheck | null;
   /** Why it does not run; null where it does. */
   problem: string | null;
+  /** The GPU adapter that it ran on. */
+  adapter?: AdapterInfo;
 }
 
 /** What `kvarn doctor --json` prints. */
@@ -34,7 +38,6 @@ export interface DoctorReport extends RuntimeInfo {
   backends: Diagnosis[];
   /** What `openKvarn()` takes here, and why. */
   auto: BackendInfo;
-  webgpu: string;
 }
 
 const help = `Usage: kvarn doctor [options]
@@ -80,17 +83,17 @@ async function diagnose(): Promise<DoctorReport> {
     ...inspectRuntime(),
     backends,
     auto: auto.backend,
-    webgpu: "not in this release",
   };
 }
 
 async function tryVariant(kind: BackendKind, variant: string, reference: Kvarn): Promise<Diagnosis> {
   try {
-    const engine = await openKvarn({ backend: kind, variant });
+    const engine = await openKvarn({ backend: kind, variant, allowSoftwareAdapter: true });
+    const { adapter } = engine.backend;
     try {
       const check = await selfCheck(engine, reference);
       const problem = check.passed ? null : "it computes wrong results here";
-      return { kind, variant, runs: check.passed, check, problem };
+      return { kind, variant, runs: check.passed, check, problem, ...(adapter && { adapter }) };
     } finally {
       engine.dispose();
     }
@@ -113,17 +116,17 @@ function render(report: DoctorReport): string {
     line("types", `Float16Array: ${yes(features.float16Array)}`),
     "",
     ...backends.map(renderDiagnosis),
-    `webgpu: ${report.webgpu}`,
     "",
     wrap(`auto takes ${auto.kind} ${auto.variant}: ${auto.reason}`),
   ];
   return `${lines.join("\n")}\n`;
 }
 
-function renderDiagnosis({ kind, variant, runs, check, problem }: Diagnosis): string {
+function renderDiagnosis({ kind, variant, runs, check, problem, adapter }: Diagnosis): string {
+  const on = adapter ? ` on ${nameOf(adapter)}${adapter.software ? ", software" : ""}` : "";
   const figures = check
     ? ` (attention off by ${check.outputDifference.toExponential(1)}, ` +
       `encoding error ${check.errorGrowth.toFixed(3)} times the reference's)`
     : "";
-  return wrap(`${kind} ${variant}: ${runs ? "runs" : `does not run: ${problem}`}${figures}`);
+  return wrap(`${kind} ${variant}: ${runs ? `runs${on}` : `does not run: ${problem}`}${figures}`);
 }

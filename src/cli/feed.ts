@@ -205,7 +205,7 @@ async function warmUp(cache: KvarnCache, layer: DumpLayer, compare: boolean): Pr
   while (performance.now() < end) {
     copy.clear();
     await located(layer, 0, () => copy.append(0, k, v));
-    copy.flush();
+    await copy.flush();
     if (q.length === 0) continue;
     await copy.attend(0, q);
     uncompressed?.attend(q);

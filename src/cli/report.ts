@@ -42,8 +42,10 @@ Options:
   --preset NAME       k{bits}v{bits}_g{64|128}, bits one of 2, 3, 4, 5, 6, 8 (default ${DEFAULT_PRESET})
   --iterations N      steps of the normalization, 0 to 64 (default ${DEFAULT_ITERATIONS})
   --exact-window N    newest tokens that are never encoded (default 0)
-  --backend NAME      auto, wasm or reference (default auto)
+  --backend NAME      auto, webgpu, wasm or reference (default auto)
   --variant NAME      which build of the backend; kvarn doctor lists them
+  --allow-software-adapter
+                      let webgpu take a GPU adapter that computes on the CPU
   --json              one JSON object with all figures, as docs/report.md describes it
   -h, --help          this text
 `;
@@ -80,6 +82,7 @@ function parse(args: string[]): ReportArguments {
       "exact-window": { type: "string", default: "0" },
       backend: { type: "string", default: "auto" },
       variant: { type: "string" },
+      "allow-software-adapter": { type: "boolean", default: false },
       json: { type: "boolean", default: false },
     },
   });
@@ -88,7 +91,11 @@ function parse(args: string[]): ReportArguments {
     file: positionals[0],
     json: values.json,
     // Not checked here: openKvarn knows which backends there are.
-    open: { backend: values.backend as OpenOptions["backend"], variant: values.variant },
+    open: {
+      backend: values.backend as OpenOptions["backend"],
+      variant: values.variant,
+      allowSoftwareAdapter: values["allow-software-adapter"],
+    },
     options: {
       preset: values.preset,
       iterations: parseInteger("iterations", values.iterations),

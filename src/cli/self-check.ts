@@ -34,7 +34,7 @@ export async function selfCheck(engine: Kvarn, reference: Kvarn): Promise<SelfCh
 
   const cache = engine.createCache({ ...SHAPE, layers: 1 });
   await cache.append(0, k, v);
-  cache.flush();
+  await cache.flush();
   const twin = await reference.restoreCache(await cache.serialize());
   const outputs = await Promise.all([cache.attend(0, q), twin.attend(0, q)]);
   const records = await cache.exportRecords(0);

@@ -1,6 +1,6 @@
 import type { AttendRequest } from "../backend.js";
 import { visibleFrom } from "../cache/schedule.js";
-import { toFloat32 } from "../tensor.js";
+import { type TensorData, toFloat32 } from "../tensor.js";
 import type { TokenRows } from "./record.js";
 import { rotate } from "./rotate.js";
 
@@ -21,10 +21,10 @@ export interface TokenRun {
  *
  * Source: arXiv 2606.03458 attends in the rotated frame like this; soft cap as in Gemma 2, sink logits as in gpt-oss.
  * @param request whose `out` is filled
- * @param runs ascending, covering whatever the queries see
+ * @param runs covering whatever the queries see, in any order
  */
 export function attend(
-  request: Omit<AttendRequest, "segments">,
+  request: Omit<AttendRequest, "records" | "exact" | "q" | "out"> & { q: TensorData; out: Float32Array },
   kvHeads: number,
   headDim: number,
   runs: readonly TokenRun[],

@@ -10,9 +10,12 @@ import type {
   Block,
   Normalized,
   Packed,
+  Segment,
   Store,
   StoreShape,
+  TilePair,
   TileShape,
+  WriteTarget,
 } from "../backend.js";
 import { KvarnError } from "../errors.js";
 import { fromHalf, toHalf } from "../half.js";
@@ -39,6 +42,7 @@ export function referenceBackend(): Backend {
 class ReferenceBackend implements Backend {
   readonly kind = "reference";
   readonly variant = "f64";
+  readonly tilesAtOnce = 1;
   readonly #blocks = new Set<Block>();
 
   async rotate(x: Float32Array, headDim: number, out: Float32Array): Promise<void> {
@@ -73,6 +77,12 @@ class ReferenceBackend implements Backend {
 
   createStore(shape: StoreShape): Store {
     return new ReferenceStore(shape, this.#blocks);
+  }
+
+  checkAlive(): void {}
+
+  run<T>(work: () => T): { result: T } {
+    return { result: work() };
   }
 
   checkRoom(bytes: number): void {
@@ -125,6 +135,8 @@ class RecordBlock implements Block {
 }
 
 class ReferenceStore implements Store {
+  readonly slackBytes = 0;
+  readonly doubt = undefined;
   readonly #shape: StoreShape;
   /** Blocks of this backend that are not freed. */
   readonly #live: Set<Block>;
@@ -151,15 +163,17 @@ class ReferenceStore implements Store {
     this.#live.delete(block);
   }
 
-  write(block: Block, at: number, k: TensorData, v: TensorData, from: number, tokens: number): void {
-    const { data } = this.#exact(block);
+  write(targets: readonly WriteTarget[], k: TensorData, v: TensorData): void {
     const width = this.#width;
-    const keys = this.#rotateToHalf("k", k, from, tokens);
-    const values = this.#rotateToHalf("v", v, from, tokens);
-    for (let token = 0; token < tokens; token++) {
-      const target = (at + token) * 2 * width;
-      data.set(keys.subarray(token * width, (token + 1) * width), target);
-      data.set(values.subarray(token * width, (token + 1) * width), target + width);
+    for (const { block, at, from, tokens } of targets) {
+      const { data } = this.#exact(block);
+      const keys = this.#rotateToHalf("k", k, from, tokens);
+      const values = this.#rotateToHalf("v", v, from, tokens);
+      for (let token = 0; token < tokens; token++) {
+        const target = (at + token) * 2 * width;
+        data.set(keys.subarray(token * width, (token + 1) * width), target);
+        data.set(values.subarray(token * width, (token + 1) * width), target + width);
+      }
     }
   }
 
@@ -168,13 +182,15 @@ class ReferenceStore implements Store {
     this.#exact(target).data.set(this.#exact(source).data.subarray(0, length));
   }
 
-  encode(exact: Block, record: Block): void {
+  encode(tiles: readonly TilePair[]): void {
     const { kvHeads, layout, iterations } = this.#shape;
-    const source = this.#exact(exact);
-    const target = this.#record(record);
-    for (let head = 0; head < kvHeads; head++) {
-      const tokens = this.#exactRows(source, head, layout.group);
-      target.data.set(encodeRecord(tokens, layout, iterations), head * layout.bytes);
+    for (const { exact, record } of tiles) {
+      const source = this.#exact(exact);
+      const target = this.#record(record);
+      for (let head = 0; head < kvHeads; head++) {
+        const tokens = this.#exactRows(source, head, layout.group);
+        target.data.set(encodeRecord(tokens, layout, iterations), head * layout.bytes);
+      }
     }
   }
 
@@ -194,7 +210,11 @@ class ReferenceStore implements Store {
     this.#record(block).data.set(records);
   }
 
-  async decode(block: Block, k: Float32Array, v: Float32Array, at: number): Promise<void> {
+  async decode(blocks: readonly Block[], k: Float32Array, v: Float32Array): Promise<void> {
+    blocks.forEach((block, i) => this.#decode(block, k, v, i * this.#shape.layout.group));
+  }
+
+  #decode(block: Block, k: Float32Array, v: Float32Array, at: number): void {
     const { kvHeads, headDim, layout } = this.#shape;
     for (let head = 0; head < kvHeads; head++) {
       const { keys, values } = this.#recordRows(this.#record(block), head);
@@ -212,7 +232,7 @@ class ReferenceStore implements Store {
   }
 
   async attend(request: AttendRequest): Promise<void> {
-    const runs = request.segments.map(({ block, start, tokens }) => ({
+    const runs = [...request.records, ...request.exact].map(({ block, start, tokens }: Segment) => ({
       start,
       tokens,
       read: (head: number) =>
@@ -220,8 +240,14 @@ class ReferenceStore implements Store {
           ? this.#exactRows(this.#exact(block), head, tokens)
           : this.#recordRows(this.#record(block), head),
     }));
-    attend(request, this.#shape.kvHeads, this.#shape.headDim, runs);
+    // What lies on a GPU never comes here.
+    const [q, out] = [request.q as TensorData, request.out as Float32Array];
+    attend({ ...request, q, out }, this.#shape.kvHeads, this.#shape.headDim, runs);
   }
+
+  trim(): void {}
+
+  dispose(): void {}
 
   /** Some tokens of a caller's array, rotated and rounded: binary16 bits, `[tokens, kvHeads, headDim]`. */
   #rotateToHalf(name: string, data: TensorData, from: number, tokens: number): Uint16Array {

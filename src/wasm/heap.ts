@@ -1,25 +1,20 @@
 import { KvarnError } from "../errors.js";
+import { FreeRanges, type Range } from "../ranges.js";
+
+export type { Range } from "../ranges.js";
 
 const PAGE = 65536;
 /** wasm32 addresses 4 GiB; the last page stays unused, so that no address plus size wraps. */
 const MOST_PAGES = 65535;
 const ALIGNMENT = 16;
 
-/** Some bytes of a WASM memory. */
-export interface Range {
-  readonly address: number;
-  readonly bytes: number;
-}
-
 /**
- * Allocator for a WASM memory: first fit, free neighbours joined. Blocks are whole tiles, few and large, so the list of
- * free ranges stays short. Memory grows by what is missing; WASM memory never shrinks, but freed ranges serve later
+ * Allocator for a WASM memory. Memory grows by what is missing; WASM memory never shrinks, but freed ranges serve later
  * blocks of any cache.
  */
 export class Heap {
   readonly #memory: WebAssembly.Memory;
-  /** Ascending, no two adjacent. */
-  readonly #free: { address: number; bytes: number }[] = [];
+  readonly #free = new FreeRanges();
   #end: number;
   #used = 0;
 
@@ -43,45 +38,23 @@ export class Heap {
   /** Takes `bytes` bytes, not cleared, at an address divisible by 16. */
   allocate(bytes: number): Range {
     const size = align(bytes);
-    const index = this.#free.findIndex((range) => range.bytes >= size);
-    if (index < 0) return this.#extend(size);
-    const range = this.#free[index];
-    const block = { address: range.address, bytes: size };
-    range.address += size;
-    range.bytes -= size;
-    if (range.bytes === 0) this.#free.splice(index, 1);
+    const address = this.#free.take(size) ?? this.#extend(size);
     this.#used += size;
-    return block;
+    return { address, bytes: size };
   }
 
   free({ address, bytes }: Range): void {
     this.#used -= bytes;
-    let next = this.#free.findIndex((range) => range.address > address);
-    if (next < 0) next = this.#free.length;
-    const before = this.#free[next - 1];
-    const after = this.#free[next];
-    const joinsBefore = before !== undefined && before.address + before.bytes === address;
-    const joinsAfter = after !== undefined && address + bytes === after.address;
-    if (joinsBefore) {
-      before.bytes += bytes + (joinsAfter ? after.bytes : 0);
-      if (joinsAfter) this.#free.splice(next, 1);
-    } else if (joinsAfter) {
-      after.address = address;
-      after.bytes += bytes;
-    } else {
-      this.#free.splice(next, 0, { address, bytes });
-    }
+    this.#free.give(address, bytes);
   }
 
-  /** A block behind all others; a free range at the very end counts towards it. */
-  #extend(size: number): Range {
-    const last = this.#free.at(-1);
-    const address = last !== undefined && last.address + last.bytes === this.#end ? last.address : this.#end;
+  /** Room behind all blocks; a free range at the very end counts towards it. */
+  #extend(size: number): number {
+    const address = this.#free.tailBefore(this.#end);
     this.#grow(address + size);
-    if (address !== this.#end) this.#free.pop();
+    this.#free.cut(address);
     this.#end = address + size;
-    this.#used += size;
-    return { address, bytes: size };
+    return address;
   }
 
   #grow(end: number): void {

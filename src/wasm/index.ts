@@ -22,6 +22,7 @@ export async function openWasmBackend(options: {
 class WasmBackend implements Backend {
   readonly kind: BackendKind = "wasm";
   readonly variant: WasmVariant;
+  readonly tilesAtOnce = 1;
   #kernels: Kernels | undefined;
   readonly #heap: Heap;
   readonly #workspace: Workspace;
@@ -104,6 +105,12 @@ class WasmBackend implements Backend {
   createStore(shape: StoreShape): Store {
     const f32 = this.variant.endsWith("-f32");
     return new WasmStore(this.#kernels!, this.#heap, this.#workspace, shape, f32);
+  }
+
+  checkAlive(): void {}
+
+  run<T>(work: () => T): { result: T } {
+    return { result: work() };
   }
 
   checkRoom(bytes: number): void {

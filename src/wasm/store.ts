@@ -1,5 +1,5 @@
 /** Tiles of one layer shape in WASM memory. */
-import type { AttendRequest, Block, Segment, Store, StoreShape } from "../backend.js";
+import type { AttendRequest, Block, Segment, Store, StoreShape, TilePair, WriteTarget } from "../backend.js";
 import { halfBytesPerToken } from "../bytes.js";
 import { nonFiniteError, type TensorData } from "../tensor.js";
 import type { Heap, Range } from "./heap.js";
@@ -30,6 +30,8 @@ class WasmBlock implements Block {
 }
 
 export class WasmStore implements Store {
+  readonly slackBytes = 0;
+  readonly doubt = undefined;
   readonly #kernels: Kernels;
   readonly #heap: Heap;
   readonly #workspace: Workspace;
@@ -60,10 +62,12 @@ export class WasmStore implements Store {
     this.#heap.free((block as WasmBlock).range);
   }
 
-  write(block: Block, at: number, k: TensorData, v: TensorData, from: number, tokens: number): void {
-    const target = address(block) + at * this.#tokenBytes;
-    this.#writeTokens("k", k, from, tokens, target);
-    this.#writeTokens("v", v, from, tokens, target + this.#tokenBytes / 2);
+  write(targets: readonly WriteTarget[], k: TensorData, v: TensorData): void {
+    for (const { block, at, from, tokens } of targets) {
+      const target = address(block) + at * this.#tokenBytes;
+      this.#writeTokens("k", k, from, tokens, target);
+      this.#writeTokens("v", v, from, tokens, target + this.#tokenBytes / 2);
+    }
   }
 
   copy(source: Block, target: Block, tokens: number): void {
@@ -71,7 +75,11 @@ export class WasmStore implements Store {
     this.#bytes().copyWithin(address(target), start, start + tokens * this.#tokenBytes);
   }
 
-  encode(exact: Block, record: Block): void {
+  encode(tiles: readonly TilePair[]): void {
+    for (const { exact, record } of tiles) this.#encode(exact, record);
+  }
+
+  #encode(exact: Block, record: Block): void {
     const { kvHeads, headDim, layout, iterations } = this.#shape;
     const { group, keyBits, valueBits } = layout;
     for (let head = 0; head < kvHeads; head++) {
@@ -123,7 +131,11 @@ export class WasmStore implements Store {
     this.#bytes().set(records, address(block));
   }
 
-  async decode(block: Block, k: Float32Array, v: Float32Array, at: number): Promise<void> {
+  async decode(blocks: readonly Block[], k: Float32Array, v: Float32Array): Promise<void> {
+    blocks.forEach((block, i) => this.#decode(block, k, v, i * this.#shape.layout.group));
+  }
+
+  #decode(block: Block, k: Float32Array, v: Float32Array, at: number): void {
     const { kvHeads, headDim, layout } = this.#shape;
     const { group, keyBits, valueBits } = layout;
     const length = group * kvHeads * headDim;
@@ -154,6 +166,10 @@ export class WasmStore implements Store {
     }
   }
 
+  trim(): void {}
+
+  dispose(): void {}
+
   /** Attention of `tokens` query tokens from `first` on. */
   #attendSome(request: AttendRequest, first: number, tokens: number): void {
     const { queryHeads, sinkLogits, softmaxScale, softCap, slidingWindow } = request;
@@ -168,7 +184,8 @@ export class WasmStore implements Store {
     const states = sums + length * 4;
     const sinks = states + rows * 8;
 
-    const q = request.q.subarray(first * perToken, first * perToken + length);
+    // What lies on a GPU never comes here.
+    const q = (request.q as TensorData).subarray(first * perToken, first * perToken + length);
     this.#put(q, input);
     const half = q instanceof Uint16Array;
     kernels.prepareQueries(
@@ -187,7 +204,7 @@ export class WasmStore implements Store {
     kernels.setMask(queryHeads / kvHeads, request.position + first, window, softCap);
     // Tile by tile, and head by head within: as records lie, so that they stream in.
     const rowsOfHead = rows / kvHeads;
-    for (const segment of request.segments) {
+    for (const segment of [...request.records, ...request.exact]) {
       for (let head = 0; head < kvHeads; head++) {
         const offset = head * rowsOfHead;
         const row = offset * headDim * 4;
@@ -196,7 +213,10 @@ export class WasmStore implements Store {
     }
     if (sinkLogits) this.#put(sinkLogits, sinks);
     kernels.finishQueries(tokens, queryHeads, kvHeads, headDim, sinkLogits ? sinks : 0, sums, states, input);
-    request.out.set(new Float32Array(kernels.memory.buffer, input, length), first * perToken);
+    (request.out as Float32Array).set(
+      new Float32Array(kernels.memory.buffer, input, length),
+      first * perToken,
+    );
   }
 
   #attendSegment(

@@ -39,7 +39,7 @@ describeEngines("append", (kvarn) => {
     const wholeTiles = Math.floor(count / group) * group;
 
     const atOnce = await filledCache(kvarn, config, tokens);
-    atOnce.flush();
+    await atOnce.flush();
     const saved = await atOnce.serialize();
     const records = await atOnce.exportRecords(0);
     expect(atOnce.recordRange(0)).toEqual({ start: group, end: wholeTiles });
@@ -56,7 +56,7 @@ describeEngines("append", (kvarn) => {
     ];
     for (const sizes of divisions) {
       const cache = await filledCache(kvarn, config, tokens, sizes);
-      cache.flush();
+      await cache.flush();
       expectSame(await cache.exportRecords(0), records);
       expectSame(await cache.serialize(), saved);
     }
@@ -88,11 +88,11 @@ describeEngines("append", (kvarn) => {
     for (let from = 0; from < 200; from += 25) {
       for (const layer of [2, 0, 1]) await appendChunks(together, tokens[layer], [25], { layer, from });
     }
-    together.flush();
+    await together.flush();
     const saved = readSaved(await together.serialize());
     for (const [i, shape] of shapes.entries()) {
       const alone = await filledCache(kvarn, { ...common, ...shape, layers: 1 }, tokens[i]);
-      alone.flush();
+      await alone.flush();
       expectSame(await together.exportRecords(i), await alone.exportRecords(0));
       const { tiles } = readSaved(await alone.serialize()).layers[0];
       tiles.forEach(({ data }, tile) => expectSame(saved.layers[i].tiles[tile].data, data));

@@ -45,7 +45,7 @@ describeEngines("attend", (kvarn) => {
   ] as const)("agrees over %s", async (_, sizes, flush) => {
     const total = sizes.reduce((sum, size) => sum + size, 0);
     const cache = await filledCache(kvarn, gqa, makeTokens(gqa, total, total), sizes);
-    if (flush) cache.flush();
+    if (flush) await cache.flush();
     const stored = await readStored(cache);
     // Few queries, more than the newest append had, some that lie in records, and all of them.
     for (const queries of new Set([1, 2, 5, 17, 90, total].map((count) => Math.min(count, total)))) {

@@ -37,7 +37,12 @@ describeEngines("fork", (kvarn) => {
     async (length) => {
       const parent = await filledCache(kvarn, config, tokens.of(length));
       const fork = parent.fork();
-      expect(fork.memory()).toEqual(parent.memory());
+      const { reservedBytes, ...bytes } = fork.memory();
+      expect(bytes).toEqual({ ...parent.memory(), reservedBytes: undefined });
+      // On a GPU, room that no tile uses is the parent's to answer for.
+      const reserved = parent.memory().reservedBytes;
+      if (kvarn.backend.kind === "webgpu") expect(reservedBytes).toBeLessThanOrEqual(reserved);
+      else expect(reservedBytes).toBe(reserved);
       for (let from = 0; from < 100; from += 20) {
         await appendChunks(parent, others, [20], { from });
         await appendChunks(fork, tokens, [13, 7], { from: length + from });
@@ -52,8 +57,8 @@ describeEngines("fork", (kvarn) => {
       }
       for (const [i, cache] of [parent, fork].entries()) {
         await expectSnapshot(cache, await snapshot(alone[i]));
-        cache.flush();
-        alone[i].flush();
+        await cache.flush();
+        await alone[i].flush();
         await expectSnapshot(cache, await snapshot(alone[i]));
       }
     },
@@ -169,7 +174,7 @@ describe.each(watchedEngines)("memory of forks, %s", (name, open) => {
   it("is shared until one side changes it, and given back by the last", async () => {
     const { kvarn, heldBytes } = await open();
     const parent = await filledCache(kvarn, config, tokens, [350]);
-    parent.flush();
+    await parent.flush();
     const alone = heldBytes();
     const forks = Array.from({ length: 50 }, () => parent.fork());
     expect(heldBytes()).toBe(alone);
@@ -184,7 +189,7 @@ describe.each(watchedEngines)("memory of forks, %s", (name, open) => {
       forks[0],
       await snapshot(
         await filledCache(kvarn, config, tokens, [350]).then(async (cache) => {
-          cache.flush();
+          await cache.flush();
           await appendChunks(cache, others, [1]);
           return cache;
         }),
@@ -213,7 +218,7 @@ describe.each(watchedEngines)("memory of forks, %s", (name, open) => {
       await appendChunks(grandchild, others, [3, 60, 70]);
       fork.truncate(20);
       await appendChunks(fork, others, [50]);
-      parent.flush();
+      await parent.flush();
       const caches = [parent, fork, grandchild];
       for (const which of order) caches[which].dispose();
       if (name === "reference") expect(heldBytes()).toBe(0);

@@ -90,7 +90,7 @@ describeEngines("memory()", (kvarn) => {
         for (const [layer, some] of tokens.entries()) {
           await appendChunks(cache, some, evenChunks(length, Math.max(1, size)), { layer });
         }
-        cache.flush();
+        await cache.flush();
         const { reservedBytes, ...bytes } = cache.memory();
         expect(bytes).toEqual(bytesFor(config, length));
         expect(reservedBytes).toBeGreaterThanOrEqual(bytes.totalBytes);
@@ -127,7 +127,7 @@ describeEngines("memory()", (kvarn) => {
     check([30, 0, 0], [0, 0, 0]);
     await appendChunks(cache, tokens[1], [270], { layer: 1 });
     check([30, 0, 0], [64, 0, 206]);
-    cache.flush();
+    await cache.flush();
     check([30, 0, 0], [64, 3, 14]);
     await appendChunks(cache, tokens[0], [200, 40], { from: 30 });
     check([64, 2, 78], [64, 3, 14]);
@@ -149,7 +149,7 @@ describeEngines("memory()", (kvarn) => {
     const watch = new Watch(kvarn.createCache(config));
     for (let i = 0; i < 450; i++)
       for (const layer of layers.keys()) await watch.append(tokens[layer], [1], layer);
-    watch.cache.flush();
+    await watch.cache.flush();
     watch.check();
   });
 
@@ -166,11 +166,11 @@ describeEngines("memory()", (kvarn) => {
       const watch = new Watch(kvarn.createCache(config));
       for (const size of sizes)
         for (const layer of layers.keys()) await watch.append(tokens[layer], [size], layer);
-      watch.cache.flush();
+      await watch.cache.flush();
       watch.check();
       for (let i = 0; i < 3; i++)
         for (const layer of layers.keys()) await watch.append(tokens[layer], [1], layer);
-      watch.cache.flush();
+      await watch.cache.flush();
       watch.check();
       watch.cache.dispose();
     }
@@ -259,7 +259,8 @@ describeEngines("memory()", (kvarn) => {
     expect(await changes(0, 64)).toBeLessThanOrEqual(16);
     await appendChunks(cache, tokens, [1920], { from: 64 });
     // Five tiles begin, the first of them while the prompt's tiles are being encoded.
-    expect(await changes(1984, 2304)).toBeLessThanOrEqual(6);
+    // On a GPU, records and exact tiles have buffers of their own.
+    expect(await changes(1984, 2304)).toBeLessThanOrEqual(kvarn.backend.kind === "webgpu" ? 12 : 6);
   });
 
   it("counts what `capacity` sets aside, and takes no more while that lasts", async () => {
@@ -276,7 +277,7 @@ describeEngines("memory()", (kvarn) => {
         for (let layer = 0; layer < layers; layer++)
           await appendChunks(cache, tokens, [1], { layer, from: i });
       expect(cache.memory().reservedBytes).toBe(reservedBytes);
-      cache.flush();
+      await cache.flush();
       cache.truncate(exactWindow === 0 ? 448 : 384);
       expect(cache.memory().reservedBytes).toBe(reservedBytes);
       cache.clear();
@@ -296,7 +297,7 @@ describeEngines("memory()", (kvarn) => {
         await appendChunks(cache, tokens, [100, 100, 60]);
         cache.truncate(230);
         await appendChunks(cache, tokens, [170], { from: 230 });
-        cache.flush();
+        await cache.flush();
       }
       expect(await caches[0].serialize()).toEqual(await caches[1].serialize());
     }
@@ -432,7 +433,9 @@ describe.each(watchedEngines)("an engine's memory, %s", (name, open) => {
     const before = { held: heldBytes(), records: cache.memory().recordBytes };
     await grow(1000, 2200);
     const grown = heldBytes() - before.held;
-    expect(grown).toBeLessThanOrEqual(cache.memory().recordBytes - before.records + exactTile + PAGE);
+    const records = cache.memory().recordBytes - before.records;
+    // A GPU's buffers grow by a quarter at a time.
+    expect(grown).toBeLessThanOrEqual((name === "webgpu" ? 1.25 : 1) * records + exactTile + PAGE);
     kvarn.dispose();
   });
 
@@ -453,104 +456,108 @@ describe.each(watchedEngines)("an engine's memory, %s", (name, open) => {
   });
 });
 
-describe.each(watchedEngines)("more memory than there is, %s", (name, open) => {
-  // Tiles of 48 MiB, so that less than a hundred fill the memory, and of 256 KiB, to fill what is left.
-  const huge = {
-    queryHeads: 128,
-    kvHeads: 128,
-    headDim: 512,
-    preset: "k8v8_g128",
-    layers: 1,
-    exactWindow: 2 ** 20,
-  };
-  const medium = { queryHeads: 8, kvHeads: 8, headDim: 128, preset: "k4v2_g64", layers: 1, iterations: 0 };
-  const small = makeTokens(shape, 200);
+// How much a GPU has is its own affair: test/webgpu/faults.test.ts has one refuse.
+describe.each(watchedEngines.filter(([name]) => name !== "webgpu"))(
+  "more memory than there is, %s",
+  (name, open) => {
+    // Tiles of 48 MiB, so that less than a hundred fill the memory, and of 256 KiB, to fill what is left.
+    const huge = {
+      queryHeads: 128,
+      kvHeads: 128,
+      headDim: 512,
+      preset: "k8v8_g128",
+      layers: 1,
+      exactWindow: 2 ** 20,
+    };
+    const medium = { queryHeads: 8, kvHeads: 8, headDim: 128, preset: "k4v2_g64", layers: 1, iterations: 0 };
+    const small = makeTokens(shape, 200);
 
-  async function expectUsable(kvarn: Kvarn): Promise<void> {
-    const cache = await filledCache(kvarn, config, small, [150, 50]);
-    expect((await cache.attend(0, makeQueries(shape, 2))).every(Number.isFinite)).toBe(true);
-    cache.dispose();
-  }
+    async function expectUsable(kvarn: Kvarn): Promise<void> {
+      const cache = await filledCache(kvarn, config, small, [150, 50]);
+      expect((await cache.attend(0, makeQueries(shape, 2))).every(Number.isFinite)).toBe(true);
+      cache.dispose();
+    }
 
-  /** Makes caches until there is no room for a tile of this shape. */
-  function fill(kvarn: Kvarn, shape: CacheConfig): void {
-    for (let capacity = 2 ** 17; capacity >= GROUP;) {
-      try {
-        kvarn.createCache({ ...shape, capacity });
-      } catch (error) {
-        expect(error).toMatchObject({ name: "KvarnError", code: "out-of-memory" });
-        capacity /= 2;
+    /** Makes caches until there is no room for a tile of this shape. */
+    function fill(kvarn: Kvarn, shape: CacheConfig): void {
+      for (let capacity = 2 ** 17; capacity >= GROUP;) {
+        try {
+          kvarn.createCache({ ...shape, capacity });
+        } catch (error) {
+          expect(error).toMatchObject({ name: "KvarnError", code: "out-of-memory" });
+          capacity /= 2;
+        }
       }
     }
-  }
 
-  it("is refused as `capacity`", async () => {
-    const { kvarn } = await open();
-    for (const capacity of [200_000, 2 ** 31 - 1]) {
-      await expectError(() => kvarn.createCache({ ...huge, capacity }), "out-of-memory");
-      await expectUsable(kvarn);
-    }
+    it("is refused as `capacity`", async () => {
+      const { kvarn } = await open();
+      for (const capacity of [200_000, 2 ** 31 - 1]) {
+        await expectError(() => kvarn.createCache({ ...huge, capacity }), "out-of-memory");
+        await expectUsable(kvarn);
+      }
+      if (name === "reference") return;
+      // What was taken before there was too little is there for others.
+      const cache = kvarn.createCache({ ...huge, capacity: 3_000 });
+      expect(cache.memory().reservedBytes).toBeGreaterThan(2 ** 30);
+      kvarn.dispose();
+    });
+
+    // Only an engine with a memory of its own runs out of it in the middle of things.
     if (name === "reference") return;
-    // What was taken before there was too little is there for others.
-    const cache = kvarn.createCache({ ...huge, capacity: 3_000 });
-    expect(cache.memory().reservedBytes).toBeGreaterThan(2 ** 30);
-    kvarn.dispose();
-  });
+    it("is refused by append, flush, import and restore, which change nothing", async () => {
+      const { kvarn } = await open();
+      const tokens = makeTokens(medium, 600);
+      const cache = await filledCache(kvarn, medium, tokens.of(300));
+      const prompt = await filledCache(kvarn, medium, tokens.of(600));
+      const records = await kvarn.encode(...tokens.slice(0, 64), medium);
+      const saved = await prompt.serialize();
+      await prompt.attend(0, makeQueries(medium, 2));
+      fill(kvarn, huge);
+      fill(kvarn, medium);
+      await expectRefused(cache, () => cache.append(0, ...tokens.slice(0, 200)), "out-of-memory");
+      await expectRefused(prompt, () => prompt.flush(), "out-of-memory");
+      await expectError(() => kvarn.restoreCache(saved), "out-of-memory");
+      cache.truncate(64);
+      const many = new Uint8Array(40 * records.length);
+      for (let i = 0; i < 40; i++) many.set(records, i * records.length);
+      await expectRefused(cache, () => cache.importRecords(0, many), "out-of-memory");
+      await expectUsable(kvarn);
+      await cache.importRecords(0, records);
+      prompt.dispose();
+      await appendChunks(cache, tokens, [200, 1]);
+      expect((await cache.attend(0, makeQueries(medium, 2))).every(Number.isFinite)).toBe(true);
+      kvarn.dispose();
+    });
 
-  // Only an engine with a memory of its own runs out of it in the middle of things.
-  if (name === "reference") return;
-  it("is refused by append, flush, import and restore, which change nothing", async () => {
-    const { kvarn } = await open();
-    const tokens = makeTokens(medium, 600);
-    const cache = await filledCache(kvarn, medium, tokens.of(300));
-    const prompt = await filledCache(kvarn, medium, tokens.of(600));
-    const records = await kvarn.encode(...tokens.slice(0, 64), medium);
-    const saved = await prompt.serialize();
-    await prompt.attend(0, makeQueries(medium, 2));
-    fill(kvarn, huge);
-    fill(kvarn, medium);
-    await expectRefused(cache, () => cache.append(0, ...tokens.slice(0, 200)), "out-of-memory");
-    await expectRefused(prompt, () => prompt.flush(), "out-of-memory");
-    await expectError(() => kvarn.restoreCache(saved), "out-of-memory");
-    cache.truncate(64);
-    const many = new Uint8Array(40 * records.length);
-    for (let i = 0; i < 40; i++) many.set(records, i * records.length);
-    await expectRefused(cache, () => cache.importRecords(0, many), "out-of-memory");
-    await expectUsable(kvarn);
-    await cache.importRecords(0, records);
-    prompt.dispose();
-    await appendChunks(cache, tokens, [200, 1]);
-    expect((await cache.attend(0, makeQueries(medium, 2))).every(Number.isFinite)).toBe(true);
-    kvarn.dispose();
-  });
-
-  it("does not fail an append that has been made, when room of other layers cannot be given back", async () => {
-    const { kvarn } = await open();
-    const two = { ...config, layers: 2 };
-    const tokens = makeTokens(shape, 200);
-    const caches = [kvarn.createCache(two), kvarn.createCache(two)];
-    for (const cache of caches) {
-      for (const size of [50, 10]) {
-        const from = cache.length(0);
-        for (const layer of [0, 1]) await appendChunks(cache, tokens, [size], { layer, from });
+    it("does not fail an append that has been made, when room of other layers cannot be given back", async () => {
+      const { kvarn } = await open();
+      const two = { ...config, layers: 2 };
+      const tokens = makeTokens(shape, 200);
+      const caches = [kvarn.createCache(two), kvarn.createCache(two)];
+      for (const cache of caches) {
+        for (const size of [50, 10]) {
+          const from = cache.length(0);
+          for (const layer of [0, 1]) await appendChunks(cache, tokens, [size], { layer, from });
+        }
+        cache.truncate(1);
       }
-      cache.truncate(1);
-    }
-    // Leaves room for what 120 tokens more take, and no more.
-    const hole = await filledCache(kvarn, config, tokens.of(57));
-    for (const shape of [huge, medium, config]) fill(kvarn, shape);
-    const token = tokens.of(1);
-    await expectError(async () => {
-      for (;;) await filledCache(kvarn, config, token);
-    }, "out-of-memory");
-    hole.dispose();
-    for (const cache of caches) {
-      const done = await cache.append(0, ...tokens.slice(0, 120)).then(
-        () => true,
-        () => false,
-      );
-      expect([done, cache.length(0)]).toEqual([done, done ? 121 : 1]);
-    }
-    kvarn.dispose();
-  });
-});
+      // Leaves room for what 120 tokens more take, and no more.
+      const hole = await filledCache(kvarn, config, tokens.of(57));
+      for (const shape of [huge, medium, config]) fill(kvarn, shape);
+      const token = tokens.of(1);
+      await expectError(async () => {
+        for (;;) await filledCache(kvarn, config, token);
+      }, "out-of-memory");
+      hole.dispose();
+      for (const cache of caches) {
+        const done = await cache.append(0, ...tokens.slice(0, 120)).then(
+          () => true,
+          () => false,
+        );
+        expect([done, cache.length(0)]).toEqual([done, done ? 121 : 1]);
+      }
+      kvarn.dispose();
+    });
+  },
+);

@@ -99,7 +99,7 @@ async function replay(kvarn: Kvarn, model: Model): Promise<KvarnCache> {
   for (const [layer, { tokens }] of model.layers.entries()) {
     if (encoded[layer] > 0) await appendChunks(cache, tokens, [encoded[layer]], { layer });
   }
-  cache.flush();
+  await cache.flush();
   for (const [layer, { tokens }] of model.layers.entries()) {
     const rest = tokens.count - encoded[layer];
     if (rest > 0) await appendChunks(cache, tokens, [rest], { layer, from: encoded[layer] });
@@ -205,9 +205,9 @@ const calls = [
   ),
   anyCache.map(
     (which) =>
-      new Call("flush", which, (_, cache, model) => {
+      new Call("flush", which, async (_, cache, model) => {
         model.layers.forEach((layer) => model.encode(layer));
-        cache.flush();
+        await cache.flush();
       }),
   ),
   anyCache.map(
@@ -251,7 +251,8 @@ describe.each(watchedEngines)("caches and forks, %s", (name, open) => {
         }
       },
     );
-    await fc.assert(property, { numRuns: 120, seed: 20 });
+    // Each opens an engine of its own, for which a GPU of software has to compile everything again.
+    await fc.assert(property, { numRuns: name === "webgpu" ? 12 : 120, seed: 20 });
   });
 });
 

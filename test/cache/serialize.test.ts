@@ -66,7 +66,7 @@ describeEngines("a saved cache", (kvarn) => {
     for (const length of [0, 1, 64, 65, 128, 192]) {
       const cache = kvarn.createCache(one);
       if (length > 0) await appendChunks(cache, tokens[0], [length]);
-      cache.flush();
+      await cache.flush();
       const bytes = await cache.serialize();
       expect(readSaved(bytes).header.layers[0].length).toBe(length);
       const restored = await kvarn.restoreCache(bytes);

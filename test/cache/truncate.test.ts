@@ -23,7 +23,7 @@ async function neverLonger(kvarn: Kvarn, length: number, tail: number): Promise<
   const cache = kvarn.createCache(config);
   const encoded = Math.min(tail, length);
   if (encoded > 0) await appendChunks(cache, tokens, [encoded]);
-  cache.flush();
+  await cache.flush();
   if (length > encoded) await appendChunks(cache, tokens, [length - encoded], { from: encoded });
   return cache;
 }
@@ -49,7 +49,7 @@ describeEngines("truncate", (kvarn) => {
     async (_, sizes, flush, tail) => {
       const length = sizes.reduce((sum, size) => sum + size, 0);
       const cache = await filledCache(kvarn, config, tokens, sizes);
-      if (flush) cache.flush();
+      if (flush) await cache.flush();
       const allowed = (n: number) => n <= 64 || n >= tail || n % 64 === 0;
       expect(possibleCuts(cache, length).possible).toEqual(
         Array.from({ length: length + 1 }, (_, n) => allowed(n)),
@@ -64,7 +64,7 @@ describeEngines("truncate", (kvarn) => {
         // And both go on alike, with tokens that were not there before.
         for (const each of [cut, expected]) {
           await appendChunks(each, makeTokens(shape, 90, n + 2), [30, 60]);
-          each.flush();
+          await each.flush();
         }
         await expectEqualCaches(cut, expected);
       }
@@ -88,7 +88,7 @@ describeEngines("truncate", (kvarn) => {
     ["an exact window", [350], { exactWindow: 100 }],
   ] as const)("is refused elsewhere, naming the cuts of a cache with %s", async (_, sizes, extra) => {
     const cache = await filledCache(kvarn, { ...config, ...extra }, tokens, sizes);
-    cache.flush();
+    await cache.flush();
     const length = cache.length(0);
     const { possible, messages } = possibleCuts(cache, length);
     expect(messages.size).toBe(possible.filter((can) => !can).length);
@@ -133,7 +133,7 @@ describeEngines("truncate", (kvarn) => {
 
   it("leaves an imported first tile whole or drops it", async () => {
     const source = await filledCache(kvarn, config, tokens, [320]);
-    source.flush();
+    await source.flush();
     const cache = kvarn.createCache(config);
     await cache.importRecords(0, await source.exportRecords(0));
     await appendChunks(cache, tokens, [20], { from: 320 });

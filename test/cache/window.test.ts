@@ -52,10 +52,10 @@ describeEngines("sliding window", (kvarn) => {
     for (const slidingWindow of [40, 64, 150]) {
       const config = { ...base, slidingWindow };
       const expected = await filledCache(kvarn, config, tokens, evenChunks(777, 1));
-      expected.flush();
+      await expected.flush();
       for (const sizes of [[777], [400, 377], evenChunks(777, 50)]) {
         const cache = await filledCache(kvarn, config, tokens, sizes);
-        cache.flush();
+        await cache.flush();
         expectSame(await cache.serialize(), await expected.serialize());
         expect(cache.memory().recordBytes).toBe(bytesFor(config, 777).recordBytes);
       }
@@ -66,7 +66,7 @@ describeEngines("sliding window", (kvarn) => {
     const config = { ...base, slidingWindow: 100 };
     const cache = await filledCache(kvarn, config, tokens);
     const before = cache.memory();
-    cache.flush();
+    await cache.flush();
     expect(await tileKinds(cache)).toBe(`exact ${"gone ".repeat(16)}record exact`);
     const after = cache.memory();
     expect(after.reservedBytes).toBeLessThan(before.reservedBytes / 8);
@@ -78,7 +78,7 @@ describeEngines("sliding window", (kvarn) => {
     async (slidingWindow) => {
       for (const length of [1, 63, 64, 65, 127, 128, 129, 190, 191, 192, 193, 255, 256, 257, 320, 321]) {
         const cache = await filledCache(kvarn, { ...base, slidingWindow }, tokens.of(length));
-        cache.flush();
+        await cache.flush();
         await expectAgrees(kvarn, cache, await readStored(cache), makeQueries(shape, 1, length));
       }
     },
@@ -110,7 +110,7 @@ describeEngines("sliding window", (kvarn) => {
         300,
         length - 300,
       ]);
-      cache.flush();
+      await cache.flush();
       const gone = cache.recordRange(0).start;
       const stored = await readStored(cache);
       // A query at position p sees the tokens from p - slidingWindow + 1 on.
@@ -134,7 +134,7 @@ describeEngines("sliding window", (kvarn) => {
       const config = { ...base, slidingWindow, exactWindow };
       for (let length = 310; length < 345; length += 7) {
         const cache = await filledCache(kvarn, config, tokens, [300, length - 300]);
-        cache.flush();
+        await cache.flush();
         for (let taken = 0; taken <= exactWindow; taken += 5) {
           const cut = cache.fork();
           cut.truncate(length - taken);
@@ -159,7 +159,7 @@ describeEngines("sliding window", (kvarn) => {
         [0, 100],
       ]) {
         const cache = await filledCache(kvarn, { ...base, slidingWindow, exactWindow }, tokens.of(length));
-        cache.flush();
+        await cache.flush();
         const { start, end } = cache.recordRange(0);
         const { possible, messages } = possibleCuts(cache, length);
         expect(possible).toEqual(

@@ -10,12 +10,13 @@ import {
   type RecordLayout,
   recordLayout,
 } from "../../src/index.js";
+import type { Backend } from "../../src/backend.js";
 import { Kvarn as KvarnOn } from "../../src/kvarn.js";
 import { rotationBlock } from "../../src/format.js";
 import { fromHalf, toHalf } from "../../src/half.js";
 import { referenceBackend } from "../../src/reference/index.js";
 import { openWasmBackend } from "../../src/wasm/index.js";
-import { openEngines } from "./engines.js";
+import { hasGpu, isChosen, openEngines, openGpuBackend } from "./engines.js";
 import { decodeGolden, relativeError } from "./golden.js";
 import { randomArray, randomIntegers } from "./random.js";
 
@@ -40,12 +41,15 @@ export interface WatchedEngine {
 }
 
 /** Makes a watched engine by the name of its backend. */
-export const watchedEngines: readonly (readonly [string, () => Promise<WatchedEngine>])[] = [
-  ["reference", async () => watch(referenceBackend())],
-  ["wasm", async () => watch((await openWasmBackend({ variant: "strict" })).engine)],
-];
+export const watchedEngines = (
+  [
+    ["reference", async () => watch(referenceBackend())],
+    ["wasm", async () => watch((await openWasmBackend({ variant: "strict" })).engine)],
+    ["webgpu", async () => watch((await openGpuBackend())!)],
+  ] as readonly (readonly [string, () => Promise<WatchedEngine>])[]
+).filter(([name]) => isChosen(name) && (name !== "webgpu" || hasGpu));
 
-function watch(backend: ReturnType<typeof referenceBackend>): WatchedEngine {
+function watch(backend: Backend): WatchedEngine {
   return { kvarn: new KvarnOn(backend, "watched by a test"), heldBytes: () => backend.heldBytes() };
 }
 
@@ -463,7 +467,7 @@ export function naiveAttention(
  * integers cannot hold that many digits of them after the point, so there it is up to ten times as much.
  */
 export function attendTolerance({ backend }: Kvarn, reach: number): number {
-  const inF32 = backend.kind === "reference" || backend.variant.endsWith("-f32");
+  const inF32 = backend.kind !== "wasm" || backend.variant.endsWith("-f32");
   return (inF32 ? 1e-5 : 1e-3) * Math.min(10, Math.max(1, reach / 100));
 }
 

@@ -1,0 +1,127 @@
+// Attention of ROWS rows over exact tokens, binary16 in the rotated frame, in pieces of at most 64 tokens. A
+// workgroup takes the pieces of one split for one KV head, with a running maximum.
+
+fn attendExact(block: u32, kvHead: u32, split: u32, lane: u32) {
+  let first = split * params.piecesPerSplit;
+  let end = min(first + params.piecesPerSplit, params.pieces);
+  let positions = params.position + rowNumbers(block * ROWS) / params.headsPerKvHead;
+  let queries = (kvHead * params.blocks + block) * D;
+  let stride = params.kvHeads * D;
+  let column = lane % EXACT_COLUMNS;
+  let team = lane / EXACT_COLUMNS;
+
+  var top = Rows(HIDDEN);
+  var total = Rows(0.0);
+  //# for j in 0..EXACT_WORDS
+  var low_j = Rows(0.0);
+  var high_j = Rows(0.0);
+  //# end
+  for (var piece = first; piece < end; piece++) {
+    let start = pieces[piece * 3u] + kvHead * (D / 2u);
+    let tokens = pieces[piece * 3u + 2u];
+
+    // Eight invocations share a key row.
+    for (var token = lane / 8u; token < 64u; token += THREADS / 8u) {
+      var sum = Rows(0.0);
+      if (token < tokens) {
+        for (var i = lane % 8u; i < D / 2u; i += 8u) {
+          let pair = unpack2x16float(exactTokens[start + token * stride + i]);
+          sum = fma(q[queries + 2u * i], Rows(pair.x), sum);
+          sum = fma(q[queries + 2u * i + 1u], Rows(pair.y), sum);
+        }
+      }
+      staged[token * 8u + lane % 8u] = sum;
+    }
+    workgroupBarrier();
+    var score = Rows(HIDDEN);
+    if (lane < tokens) {
+      score = Rows(0.0);
+      for (var i = 0u; i < 8u; i++) {
+        score += staged[lane * 8u + i];
+      }
+      if (params.softCap > 0.0) {
+        score = capped(score, params.softCap);
+      }
+      score = masked(score, pieces[piece * 3u + 1u] + lane, positions, params.window);
+    }
+    if (lane < 64u) {
+      sums[lane] = score;
+    }
+    workgroupBarrier();
+    if (lane < 8u) {
+      var most = sums[lane];
+      for (var i = 1u; i < 8u; i++) {
+        most = max(most, sums[lane + 8u * i]);
+      }
+      tops[lane] = most;
+    }
+    workgroupBarrier();
+    var most = top;
+    for (var i = 0u; i < 8u; i++) {
+      most = max(most, tops[i]);
+    }
+    let shrink = expOf(top - most);
+    top = most;
+    let weight = select(expOf(score - top), Rows(0.0), score <= Rows(HIDDEN));
+    total = fma(total, shrink, weight);
+    if (lane < 64u) {
+      sums[lane] = weight;
+    }
+    workgroupBarrier();
+    //# for j in 0..EXACT_WORDS
+    low_j *= shrink;
+    high_j *= shrink;
+    //# end
+    if (team < EXACT_TEAMS) {
+      for (var token = team; token < tokens; token += EXACT_TEAMS) {
+        let values = start + token * stride + stride / 2u + column;
+        //# for j in 0..EXACT_WORDS
+        // Where the last words of a row are fewer, what lies past it is summed up, too, but never written
+        // out.
+        let pair_j = unpack2x16float(exactTokens[values + $j * EXACT_COLUMNS]);
+        low_j = fma(sums[token], Rows(pair_j.x), low_j);
+        high_j = fma(sums[token], Rows(pair_j.y), high_j);
+        //# end
+      }
+    }
+    workgroupBarrier();
+  }
+
+  if (team < EXACT_TEAMS) {
+    //# for j in 0..EXACT_WORDS
+    staged[(team * EXACT_WORDS + $j) * 2u * EXACT_COLUMNS + 2u * column] = low_j;
+    staged[(team * EXACT_WORDS + $j) * 2u * EXACT_COLUMNS + 2u * column + 1u] = high_j;
+    //# end
+  }
+  if (lane < 64u) {
+    sums[lane] = total;
+  }
+  workgroupBarrier();
+  if (lane < 8u) {
+    var sum = sums[lane];
+    for (var i = 1u; i < 8u; i++) {
+      sum += sums[lane + 8u * i];
+    }
+    tops[lane] = sum;
+  }
+  workgroupBarrier();
+  let slot = params.slot + params.recordSplits + split;
+  let base = ((slot * params.kvHeads + kvHead) * params.blocks + block) * ROWS * (D + 2u);
+  for (var i = lane; i < D; i += THREADS) {
+    var sum = staged[i];
+    for (var other = 1u; other < EXACT_TEAMS; other++) {
+      sum += staged[other * EXACT_WORDS * 2u * EXACT_COLUMNS + i];
+    }
+    for (var r = 0u; r < ROWS; r++) {
+      partials[base + r * (D + 2u) + i] = rowOf(sum, r);
+    }
+  }
+  if (lane < ROWS) {
+    var sum = tops[0];
+    for (var i = 1u; i < 8u; i++) {
+      sum += tops[i];
+    }
+    partials[base + lane * (D + 2u) + D] = rowOf(top, lane);
+    partials[base + lane * (D + 2u) + D + 1u] = rowOf(sum, lane);
+  }
+}

@@ -1,0 +1,106 @@
+// Attention of ROWS rows over what a layer has stored: records by attend-records, and at the same time, in
+// workgroups of their own, exact tokens by attend-exact. Each workgroup leaves a partial result in a slot for
+// attend-combine.
+
+override D: u32;
+override GROUP: u32;
+override KEY_BITS: u32;
+override VALUE_BITS: u32;
+override ROWS: u32;
+override TILES: u32;
+// Invocations a tile: GROUP / 8 for each of SLICES slices of the channels.
+override LANES: u32;
+override SLICES: u32;
+override THREADS: u32;
+// Channels that are staged at a time.
+override CHUNK: u32;
+// Staged rows: TILES * CHUNK, and at least 8 * THREADS.
+override STAGED: u32;
+// Tokens of a tile that an invocation weighs: 8 / SLICES.
+override TOKENS: u32;
+// Key and value rows fetched ahead, and how many of them are gone through at a time.
+override KEY_CODES: u32;
+override KEYS_AHEAD: u32;
+override VALUES_AHEAD: u32;
+override KEYS_UNROLLED: u32;
+override VALUES_UNROLLED: u32;
+// Words that an invocation takes of a key row and of a value row.
+override KEY_WORDS: u32;
+override VALUE_WORDS: u32;
+// Words of all invocations.
+override FETCHED: u32;
+// Channels of a value row that an invocation takes, how many take a row, and how many shares of the tokens
+// there are.
+override CHANNELS: u32;
+override VALUE_CODES: u32;
+override COLUMNS: u32;
+override SHARES: u32;
+// Tokens of a share that lie in one tile, and in how many tiles it has some.
+override SPAN: u32;
+override SPANS: u32;
+// Where a record's fields lie, and its size, in words.
+override K_SCALE: u32;
+override K_ZERO: u32;
+override K_TOKEN: u32;
+override V_CODES: u32;
+override V_SCALE: u32;
+override V_TOKEN: u32;
+override V_ZERO: u32;
+override RECORD: u32;
+// Words of an exact value row that an invocation takes, how many share a row, and how many such teams there
+// are.
+override EXACT_WORDS: u32;
+override EXACT_COLUMNS: u32;
+override EXACT_TEAMS: u32;
+
+struct Params {
+  // In records, in a split, and the number of splits.
+  tiles: u32,
+  tilesPerSplit: u32,
+  recordSplits: u32,
+  // Of exact tokens.
+  pieces: u32,
+  piecesPerSplit: u32,
+  // Of the first split; the first of exact tokens comes after the last of records.
+  slot: u32,
+  kvHeads: u32,
+  // Of rows.
+  blocks: u32,
+  headsPerKvHead: u32,
+  // Of the first query token.
+  position: u32,
+  window: u32,
+  // 0: none.
+  softCap: f32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> records: array<u32>;
+// Where a tile's records begin, in words, and its first position.
+@group(0) @binding(2) var<storage, read> tiles: array<vec2u>;
+// [token][K, V][KV head][channel], two a word.
+@group(0) @binding(3) var<storage, read> exactTokens: array<u32>;
+// Three words a piece: where it begins, its first position, its tokens.
+@group(0) @binding(4) var<storage, read> pieces: array<u32>;
+// As attend-prepare writes them.
+@group(0) @binding(5) var<storage, read> q: array<Rows>;
+// As attend-combine reads them.
+@group(0) @binding(6) var<storage, read_write> partials: array<f32>;
+
+var<workgroup> staged: array<Rows, STAGED>;
+var<workgroup> sums: array<Rows, THREADS>;
+var<workgroup> tops: array<Rows, THREADS>;
+
+//# include attend-rows
+//# include half
+//# include attend-records
+//# include attend-exact
+
+@compute @workgroup_size(THREADS)
+fn attend_tiles(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) thread: u32) {
+  if (group.z < params.recordSplits) {
+    attendRecords(group.x, group.y, group.z, thread);
+  } else {
+    attendExact(group.x, group.y, group.z - params.recordSplits, thread);
+  }
+}

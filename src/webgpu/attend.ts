@@ -1,0 +1,314 @@
+/** Attention over records and exact tokens on a GPU. */
+import { type RecordLayout, rotationBlock } from "../format.js";
+import { type Binding, floatBits, type Gpu } from "./gpu.js";
+
+export interface AttendShape {
+  readonly kvHeads: number;
+  readonly queryHeads: number;
+  readonly headDim: number;
+  readonly layout: RecordLayout;
+}
+
+/** Record tiles in one buffer. */
+export interface RecordRun {
+  readonly buffer: GPUBuffer;
+  /** Two words a tile: where the records of its heads begin, in 4-byte words, and its first position. */
+  readonly tiles: Uint32Array<ArrayBuffer>;
+}
+
+/** Exact tiles in one buffer: binary16 `[token][2 (K, V)][kvHeads][headDim]`, rotated. */
+export interface ExactRun {
+  readonly buffer: GPUBuffer;
+  /** Three words a tile: where it begins, in 4-byte words, its first position and its tokens. */
+  readonly tiles: Uint32Array<ArrayBuffer>;
+}
+
+export interface GpuAttendRequest {
+  readonly q: Binding;
+  /** Where q, `[queryTokens, queryHeads, headDim]`, not rotated, begins in its binding, in 4-byte words. */
+  readonly qWord: number;
+  /** Whether q is binary16, two a word. */
+  readonly half: boolean;
+  readonly queryTokens: number;
+  /** Position of the first query token; the others follow. A query sees tokens up to its own position. */
+  readonly position: number;
+  readonly records: readonly RecordRun[];
+  readonly exact: readonly ExactRun[];
+  /** How many tokens a query sees; Infinity: all. */
+  readonly slidingWindow: number;
+  /** 0: none. */
+  readonly softCap: number;
+  readonly sinkLogits: Float32Array | undefined;
+  readonly softmaxScale: number;
+  readonly out: Binding;
+  /** Where the f32 output `[queryTokens, queryHeads, headDim]` begins in its binding, in words. */
+  readonly outWord: number;
+}
+
+/** Most bytes of partial results. */
+const PARTIAL_BYTES = 1 << 26;
+/** Most workgroups in a dimension of the grid. */
+const MOST_GROUPS = 65535;
+/** Workgroups that keep a large GPU busy. */
+const ENOUGH_GROUPS = 256;
+/** Exact tokens that a workgroup takes at a time: as many as it can, or where they are few so many. */
+const PIECE = 64;
+const LEAST_PIECE = 16;
+/** Invocations of a workgroup of attend-tiles, with up to 15 KiB of workgroup memory, which every device has. */
+const THREADS = 64;
+/** How a workgroup goes through codes: words that each invocation fetches ahead, and rows of K and V at a time. */
+const PACE = { ahead: 16, keys: 4, values: 2 };
+/** The same on a CPU, where nothing is gained by it, and code takes long to compile. */
+const SOFTWARE_PACE = { ahead: 4, keys: 1, values: 1 };
+/** A window that no position leaves: positions are below 2^31. */
+const NO_WINDOW = 2 ** 31 - 1;
+
+/** Enqueues attention of some query tokens over cached ones, see the reference's `attend`. */
+export function attend(gpu: Gpu, shape: AttendShape, request: GpuAttendRequest): void {
+  const { kvHeads, queryHeads, headDim } = shape;
+  const headsPerKvHead = queryHeads / kvHeads;
+  const rows = request.queryTokens * headsPerKvHead;
+  // Query tokens in chunks whose partial results fit with one split a run, and whose rows fit into a grid.
+  const runs = Math.max(1, request.records.length + request.exact.length);
+  const rowBytes = kvHeads * (headDim + 2) * 4;
+  const mostRows = Math.min(MOST_GROUPS - 3, Math.floor(PARTIAL_BYTES / 2 / rowBytes / runs) - 3);
+  const mostTokens = Math.max(1, Math.floor(mostRows / headsPerKvHead));
+  const rowsAtOnce = rows === 3 ? 4 : Math.min(rows, 4);
+  const run = (buffer: GPUBuffer, table: Uint32Array<ArrayBuffer>, words: number): Run => ({
+    tiles: { buffer },
+    table: gpu.table(table),
+    count: table.length / words,
+  });
+  const exactTokens = request.exact.reduce((sum, { tiles }) => sum + countTokens(tiles), 0);
+  const piece =
+    (exactTokens * kvHeads * rows) / rowsAtOnce > ENOUGH_GROUPS * LEAST_PIECE ? PIECE : LEAST_PIECE;
+  const tables: Tables = {
+    records: request.records.map(({ buffer, tiles }) => run(buffer, tiles, 2)).filter(hasTiles),
+    exact: request.exact
+      .map(({ buffer, tiles }) => run(buffer, cut(tiles, kvHeads * headDim, piece), 3))
+      .filter(hasTiles),
+    sinkLogits:
+      request.sinkLogits && gpu.table(new Uint32Array(Float32Array.from(request.sinkLogits).buffer)),
+  };
+  for (let token = 0; token < request.queryTokens; token += mostTokens) {
+    const queryTokens = Math.min(mostTokens, request.queryTokens - token);
+    attendChunk(gpu, shape, request, tables, rowsAtOnce, token, queryTokens);
+  }
+}
+
+/** What kernels read that is the same for all query tokens. */
+interface Tables {
+  readonly records: readonly Run[];
+  readonly exact: readonly Run[];
+  readonly sinkLogits: Binding | undefined;
+}
+
+/** Tiles, or pieces of tiles, in one buffer. */
+interface Run {
+  readonly tiles: Binding | undefined;
+  readonly table: Binding | undefined;
+  readonly count: number;
+}
+
+function hasTiles({ count }: Run): boolean {
+  return count > 0;
+}
+
+const NO_TILES: Run = { tiles: undefined, table: undefined, count: 0 };
+
+/** Attention of so many query tokens, from `token` on. */
+function attendChunk(
+  gpu: Gpu,
+  { kvHeads, queryHeads, headDim, layout }: AttendShape,
+  request: GpuAttendRequest,
+  tables: Tables,
+  rowsAtOnce: number,
+  token: number,
+  queryTokens: number,
+): void {
+  const headsPerKvHead = queryHeads / kvHeads;
+  const rows = queryTokens * headsPerKvHead;
+  const blocks = Math.ceil(rows / rowsAtOnce);
+  const paddedRows = blocks * rowsAtOnce;
+  const rotation = { D: headDim, BLOCK: rotationBlock(headDim) };
+  const first = token * queryHeads * headDim;
+
+  const q: Binding = { buffer: gpu.scratch("attend-q", kvHeads * paddedRows * headDim * 4) };
+  gpu.dispatch({
+    kernel: gpu.kernel("attend-prepare", { ...rotation, ROWS: rowsAtOnce, HALF: Number(request.half) }),
+    params: [
+      request.qWord + (request.half ? first / 2 : first),
+      rows,
+      headsPerKvHead,
+      queryHeads,
+      blocks,
+      floatBits(request.softmaxScale),
+    ],
+    bindings: [request.q, q],
+    groups: [paddedRows, kvHeads],
+  });
+
+  const slotBytes = kvHeads * paddedRows * (headDim + 2) * 4;
+  const runs = Math.max(1, tables.records.length, tables.exact.length);
+  const mostSplits = Math.max(1, Math.floor(PARTIAL_BYTES / slotBytes / runs / 2));
+  const wanted = Math.min(mostSplits, Math.ceil(ENOUGH_GROUPS / (kvHeads * blocks)));
+  let slots = 0;
+  const plans = Array.from({ length: runs }, (_, i) => {
+    const { [i]: records = NO_TILES } = tables.records;
+    const { [i]: exact = NO_TILES } = tables.exact;
+    const { constants, tilesAtOnce } = planTiles(gpu, layout, rowsAtOnce, records.count * kvHeads * blocks);
+    const recordSplits = split(records.count, tilesAtOnce, wanted);
+    const exactSplits = split(exact.count, 1, wanted);
+    const slot = slots;
+    slots += recordSplits.splits + exactSplits.splits;
+    return { records, exact, constants, recordSplits, exactSplits, slot };
+  });
+  const partials = { buffer: gpu.scratch("attend-partials", slots * slotBytes) };
+  for (const { records, exact, constants, recordSplits, exactSplits, slot } of plans) {
+    gpu.dispatch({
+      kernel: gpu.kernel("attend-tiles", constants),
+      params: [
+        records.count,
+        recordSplits.each,
+        recordSplits.splits,
+        exact.count,
+        exactSplits.each,
+        slot,
+        kvHeads,
+        blocks,
+        headsPerKvHead,
+        request.position + token,
+        Math.min(request.slidingWindow, NO_WINDOW),
+        floatBits(request.softCap),
+      ],
+      bindings: [
+        // A kind without tiles has something bound all the same.
+        records.tiles ?? q,
+        records.table ?? q,
+        exact.tiles ?? q,
+        exact.table ?? q,
+        q,
+        partials,
+      ],
+      groups: [blocks, kvHeads, recordSplits.splits + exactSplits.splits],
+    });
+  }
+
+  const shares = Math.max(1, Math.floor(256 / headDim));
+  gpu.dispatch({
+    kernel: gpu.kernel("attend-combine", { ...rotation, SHARES: shares, SUMS: shares * headDim }),
+    params: [
+      slots,
+      kvHeads,
+      paddedRows,
+      headsPerKvHead,
+      request.outWord + first,
+      Number(tables.sinkLogits !== undefined),
+    ],
+    bindings: [partials, tables.sinkLogits ?? q, request.out],
+    groups: [rows, kvHeads],
+  });
+}
+
+/** Divides tiles or pieces, of which a workgroup takes `atOnce` at a time, into splits. */
+function split(count: number, atOnce: number, most: number): { splits: number; each: number } {
+  const steps = Math.ceil(count / atOnce);
+  const each = Math.ceil(steps / Math.max(1, Math.min(steps, most))) * atOnce;
+  return { splits: count === 0 ? 0 : Math.ceil(count / each), each };
+}
+
+/**
+ * Constants of attend-tiles.
+ * @param work tiles times KV heads times blocks of rows
+ */
+function planTiles(
+  { software }: Gpu,
+  layout: RecordLayout,
+  rows: number,
+  work: number,
+): { constants: Record<string, number>; tilesAtOnce: number } {
+  const { headDim, group, keyBits, valueBits } = layout;
+  const pace = software ? SOFTWARE_PACE : PACE;
+  // Few tiles are scored by more invocations each.
+  const slices = work <= 512 ? 4 : work <= 1024 ? 2 : 1;
+  const lanes = (group / 8) * slices;
+  const tiles = THREADS / lanes;
+  const chunk = largestDivisor(headDim, (n) => n % 16 === 0 && n <= group);
+  const keyCodes = keyBits > 4 ? 4 : 8;
+  const channels = valueBits === 2 ? 16 : 8;
+  const valueCodes = valueBits > 4 ? 4 : channels;
+  const columns = headDim / channels;
+  const shares = 2 ** Math.floor(Math.log2(THREADS / columns));
+  const tokens = (tiles * group) / shares;
+  const span = Math.min(tokens, group);
+  const exactWords = Math.ceil(headDim / 2 / THREADS);
+  const exactColumns = Math.ceil(headDim / 2 / exactWords);
+  const keysAhead = largestDivisor(chunk / slices, (n) => n * (8 / keyCodes) <= pace.ahead);
+  const valuesAhead = largestDivisor(span, (n) => n * (channels / valueCodes) <= pace.ahead);
+  return {
+    tilesAtOnce: tiles,
+    constants: {
+      D: headDim,
+      GROUP: group,
+      KEY_BITS: keyBits,
+      VALUE_BITS: valueBits,
+      ROWS: rows,
+      TILES: tiles,
+      LANES: lanes,
+      SLICES: slices,
+      THREADS,
+      CHUNK: chunk,
+      STAGED: Math.max(tiles * chunk, 8 * THREADS),
+      TOKENS: 8 / slices,
+      KEY_CODES: keyCodes,
+      KEY_WORDS: 8 / keyCodes,
+      KEYS_AHEAD: keysAhead,
+      KEYS_UNROLLED: largestDivisor(keysAhead, (n) => n <= pace.keys),
+      CHANNELS: channels,
+      VALUE_CODES: valueCodes,
+      VALUE_WORDS: channels / valueCodes,
+      VALUES_AHEAD: valuesAhead,
+      VALUES_UNROLLED: largestDivisor(valuesAhead, (n) => n <= pace.values),
+      FETCHED: pace.ahead * THREADS,
+      COLUMNS: columns,
+      SHARES: shares,
+      SPAN: span,
+      SPANS: tokens / span,
+      K_SCALE: layout.kScale / 4,
+      K_ZERO: layout.kZero / 4,
+      K_TOKEN: layout.kToken / 4,
+      V_CODES: layout.vCodes / 4,
+      V_SCALE: layout.vScale / 4,
+      V_TOKEN: layout.vToken / 4,
+      V_ZERO: layout.vZero / 4,
+      RECORD: layout.bytes / 4,
+      EXACT_WORDS: exactWords,
+      EXACT_COLUMNS: exactColumns,
+      EXACT_TEAMS: Math.floor(THREADS / exactColumns),
+    },
+  };
+}
+
+/** The largest divisor of `of` that is as wanted. */
+function largestDivisor(of: number, wanted: (n: number) => boolean): number {
+  let n = of;
+  while (of % n !== 0 || !wanted(n)) n--;
+  return n;
+}
+
+/** Tokens of exact tiles. */
+function countTokens(tiles: Uint32Array): number {
+  return tiles.reduce((sum, word, i) => (i % 3 === 2 ? sum + word : sum), 0);
+}
+
+/** Exact tiles in pieces of at most so many tokens. */
+function cut(tiles: Uint32Array, wordsPerToken: number, most: number): Uint32Array<ArrayBuffer> {
+  const pieces: number[] = [];
+  for (let i = 0; i < tiles.length; i += 3) {
+    const [start, position, tokens] = tiles.subarray(i, i + 3);
+    for (let token = 0; token < tokens; token += most) {
+      pieces.push(start + token * wordsPerToken, position + token, Math.min(most, tokens - token));
+    }
+  }
+  return Uint32Array.from(pieces);
+}
