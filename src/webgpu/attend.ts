@@ -1,5 +1,6 @@
 /** Attention over records and exact tokens on a GPU. */
 import { type RecordLayout, rotationBlock } from "../format.js";
+import { recordConstants } from "./record.js";
 import { type Binding, floatBits, type Gpu } from "./gpu.js";
 
 export interface AttendShape {
@@ -248,10 +249,7 @@ function planTiles(
   return {
     tilesAtOnce: tiles,
     constants: {
-      D: headDim,
-      GROUP: group,
-      KEY_BITS: keyBits,
-      VALUE_BITS: valueBits,
+      ...recordConstants(layout),
       ROWS: rows,
       TILES: tiles,
       LANES: lanes,
@@ -274,14 +272,6 @@ function planTiles(
       SHARES: shares,
       SPAN: span,
       SPANS: tokens / span,
-      K_SCALE: layout.kScale / 4,
-      K_ZERO: layout.kZero / 4,
-      K_TOKEN: layout.kToken / 4,
-      V_CODES: layout.vCodes / 4,
-      V_SCALE: layout.vScale / 4,
-      V_TOKEN: layout.vToken / 4,
-      V_ZERO: layout.vZero / 4,
-      RECORD: layout.bytes / 4,
       EXACT_WORDS: exactWords,
       EXACT_COLUMNS: exactColumns,
       EXACT_TEAMS: Math.floor(THREADS / exactColumns),

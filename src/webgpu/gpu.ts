@@ -136,7 +136,7 @@ export class Gpu {
   readonly #retired: GPUBuffer[] = [];
   /** Whether the last call went to a caller's encoder, which may not be submitted yet. */
   #unsubmitted = false;
-  #heldBytes = 0;
+  /** Buffers of all kinds that are not given back. */
   readonly #live = new Set<GPUBuffer>();
   #failure: { code: KvarnErrorCode; message: string } | undefined;
 
@@ -153,7 +153,9 @@ export class Gpu {
 
   /** Bytes of all buffers. */
   get heldBytes(): number {
-    return this.#heldBytes;
+    let bytes = 0;
+    for (const { size } of this.#live) bytes += size;
+    return bytes;
   }
 
   /** Whether the device may yet refuse what the present call does. */
@@ -363,7 +365,6 @@ export class Gpu {
 
   #makeBuffer(size: number, usage: number): GPUBuffer {
     const buffer = this.device.createBuffer({ size, usage });
-    this.#heldBytes += size;
     this.#live.add(buffer);
     return buffer;
   }
@@ -373,9 +374,7 @@ export class Gpu {
   }
 
   #destroy(buffer: GPUBuffer): void {
-    if (!this.#live.delete(buffer)) return;
-    this.#heldBytes -= buffer.size;
-    buffer.destroy();
+    if (this.#live.delete(buffer)) buffer.destroy();
   }
 
   #makeKernel(name: string, constants: Constants): Kernel {

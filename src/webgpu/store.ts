@@ -17,12 +17,10 @@ import { encode } from "./encode.js";
 import { checkTokens } from "./finite.js";
 import { type Binding, floatBits, type Gpu, grid } from "./gpu.js";
 import { type GpuBlock, Pool } from "./pool.js";
+import { recordConstants } from "./record.js";
 
 /** Bytes of a caller's K and V that are uploaded at a time. */
 const UPLOAD_BYTES = 1 << 24;
-
-/** Windows of so many tokens are none. */
-const NO_WINDOW = 0x7fffffff;
 
 export class GpuStore implements Store {
   readonly #gpu: Gpu;
@@ -128,20 +126,9 @@ export class GpuStore implements Store {
     const perTile = layout.group * kvHeads * headDim;
     const half = blocks.length * perTile * 4;
     const kernel = this.#gpu.kernel("decode", {
-      D: headDim,
+      ...recordConstants(layout),
       BLOCK: rotationBlock(headDim),
-      GROUP: layout.group,
       KV_HEADS: kvHeads,
-      KEY_BITS: layout.keyBits,
-      VALUE_BITS: layout.valueBits,
-      K_SCALE: layout.kScale / 4,
-      K_ZERO: layout.kZero / 4,
-      K_TOKEN: layout.kToken / 4,
-      V_CODES: layout.vCodes / 4,
-      V_SCALE: layout.vScale / 4,
-      V_TOKEN: layout.vToken / 4,
-      V_ZERO: layout.vZero / 4,
-      RECORD: layout.bytes / 4,
     });
     const decoded = this.#gpu.scratch("decoded", 2 * half);
     blocks.forEach((block, i) => {
@@ -161,7 +148,8 @@ export class GpuStore implements Store {
 
   async attend(request: AttendRequest): Promise<void> {
     const { kvHeads, headDim, layout } = this.#shape;
-    const { queryTokens, queryHeads, position, softCap, sinkLogits, softmaxScale, out } = request;
+    const { queryTokens, queryHeads, position, slidingWindow, softCap, sinkLogits, softmaxScale, out } =
+      request;
     const width = queryHeads * headDim;
     const shape = { kvHeads, queryHeads, headDim, layout };
     const q = this.#source(request.q, "q", 0, queryTokens, width);
@@ -178,9 +166,9 @@ export class GpuStore implements Store {
       position,
       records: this.#recordRuns(request.records),
       exact: exactRuns(request.exact),
-      slidingWindow: Math.min(request.slidingWindow, NO_WINDOW),
+      slidingWindow,
       softCap,
-      sinkLogits: sinkLogits,
+      sinkLogits,
       softmaxScale,
       out: result.binding,
       outWord: result.word,
