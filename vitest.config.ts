@@ -10,6 +10,8 @@ export default defineConfig({
     // GPUs of software take their time.
     testTimeout: 240_000,
     maxWorkers: "100%",
+    // So that a worker's test files share a GPU device, and the kernels compiled for it.
+    isolate: false,
     reporters: results ? ["default", ["json", { outputFile: results }]] : ["default"],
   },
 });

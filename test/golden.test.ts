@@ -1,4 +1,4 @@
-import { afterAll, describe, expect, it } from "vitest";
+import { describe, expect, it } from "vitest";
 import {
   expectConforms,
   goldenCases,
@@ -11,7 +11,6 @@ import {
 import { openEngines } from "./support/engines.js";
 
 const engines = await openEngines();
-afterAll(() => engines.forEach((engine) => engine.dispose()));
 
 describe.each(engines.map((engine) => [`${engine.backend.kind} ${engine.backend.variant}`, engine] as const))(
   "golden records on %s",

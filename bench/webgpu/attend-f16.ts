@@ -1,6 +1,6 @@
 /** Runs attend-f16.wgsl: what a decode step over an uncompressed cache takes on the same GPU. */
 import { type Binding, floatBits, type Gpu } from "../../src/webgpu/gpu.js";
-import { makeKernel } from "./kernel.js";
+import { readKernel } from "./kernel.js";
 
 /** Query heads per KV head. */
 const ROWS = 4;
@@ -13,7 +13,7 @@ export interface AttendF16 {
   /**
    * Enqueues attention of one query token over `tokens` cached ones.
    * @param q f32 `[queryHeads, headDim]`, four query heads per KV head
-   * @param keys binary16 `[tokens, kvHeads, headDim]`
+   * @param keys binary16 `[kvHeads, tokens, headDim]`
    * @param values likewise
    * @param result f32 `[queryHeads, headDim]`
    */
@@ -24,7 +24,7 @@ export interface AttendF16 {
 export async function makeAttendF16(gpu: Gpu, kvHeads: number, headDim: number): Promise<AttendF16> {
   const constants = { D: headDim, COLUMNS: headDim / 8, TEAMS: 2048 / headDim };
   const [attend, combine] = await Promise.all(
-    ["attend", "combine"].map((entry) => makeKernel(gpu, "attend-f16", entry, constants)),
+    ["attend", "combine"].map((entry) => readKernel(gpu, "attend-f16", entry, constants)),
   );
 
   return {
@@ -42,7 +42,12 @@ export async function makeAttendF16(gpu: Gpu, kvHeads: number, headDim: number):
         bindings: [keys, values, q, partials],
         groups: [splits, kvHeads],
       });
-      gpu.dispatch({ kernel: combine, params, bindings: [partials, result], groups: [kvHeads * ROWS] });
+      gpu.dispatch({
+        kernel: combine,
+        params,
+        bindings: [partials, result],
+        groups: [kvHeads, headDim / 16],
+      });
     },
   };
 }

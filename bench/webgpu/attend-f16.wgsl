@@ -1,7 +1,8 @@
 // The decode step over an uncompressed cache: attention of one query token, ROWS = 4 query heads per KV head,
-// over K and V in binary16, `[token][KV head][channel]` each. A workgroup takes the tokens of one split for
-// one KV head, 128 at a time, with a running maximum. Rows are read 16 bytes an invocation, in whole cache
-// sectors; values are fetched before the scores are there. A second kernel merges the splits.
+// over K and V in binary16, `[KV head][token][channel]` each, which is read faster than heads in between tokens.
+// A workgroup takes the tokens of one split for one KV head, 128 at a time, with a running maximum. Rows are
+// read 16 bytes an invocation, in whole cache sectors; values are fetched before the scores are there. A second
+// kernel merges the splits.
 
 override D: u32;
 // Invocations that share a value row: D / 8.
@@ -51,15 +52,15 @@ fn attend(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) 
 
   for (var start = first; start < end; start += 128u) {
     // Four invocations share a key row; an invocation takes two rows, 64 tokens apart.
-    let row = ((start + lane / 4u) * params.kvHeads + kvHead) * (D / 8u) + lane % 4u;
-    let other = row + 64u * params.kvHeads * (D / 8u);
+    let row = (kvHead * params.tokens + start + lane / 4u) * (D / 8u) + lane % 4u;
+    let other = row + 64u * (D / 8u);
     //# for i in 0..D / 32
     let key_i = keys[row + $i * 4u];
     let otherKey_i = keys[other + $i * 4u];
     //# end
-    let valueRow = ((start + team) * params.kvHeads + kvHead) * (D / 8u) + column;
+    let valueRow = (kvHead * params.tokens + start + team) * (D / 8u) + column;
     //# for i in 0..128 * D / 2048
-    let value_i = values[valueRow + $i * TEAMS * params.kvHeads * (D / 8u)];
+    let value_i = values[valueRow + $i * TEAMS * (D / 8u)];
     //# end
 
     var score = vec4f(0.0);
@@ -164,24 +165,47 @@ fn attend(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) 
 @group(0) @binding(1) var<storage, read> merged: array<vec4f>;
 @group(0) @binding(2) var<storage, read_write> result: array<f32>;
 
-@compute @workgroup_size(128)
+// A workgroup merges 16 channels of the four rows of a KV head; 16 invocations share a channel's splits.
+@compute @workgroup_size(256)
 fn combine(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
-  let kvHead = group.x / 4u;
-  let row = group.x % 4u;
+  let kvHead = group.x;
+  let channel = group.y * 16u + lane % 16u;
   let base = kvHead * params.splits * (D + 2u);
-  var top = -1e30;
-  for (var split = 0u; split < params.splits; split++) {
-    top = max(top, merged[base + split * (D + 2u) + D][row]);
+  var top = vec4f(-1e30);
+  for (var split = lane; split < params.splits; split += 256u) {
+    top = max(top, merged[base + split * (D + 2u) + D]);
   }
-  for (var i = lane; i < D; i += 128u) {
-    var total = 0.0;
-    var sum = 0.0;
-    for (var split = 0u; split < params.splits; split++) {
-      let at = base + split * (D + 2u);
-      let weight = exp(merged[at + D][row] - top);
-      total = fma(weight, merged[at + D + 1u][row], total);
-      sum = fma(weight, merged[at + i][row], sum);
+  work[lane] = top;
+  for (var half = 128u; half > 0u; half /= 2u) {
+    workgroupBarrier();
+    if (lane < half) {
+      work[lane] = max(work[lane], work[lane + half]);
     }
-    result[group.x * D + i] = sum / total;
+  }
+  workgroupBarrier();
+  top = work[0];
+  workgroupBarrier();
+  var sum = vec4f(0.0);
+  var total = vec4f(0.0);
+  for (var split = lane / 16u; split < params.splits; split += 16u) {
+    let at = base + split * (D + 2u);
+    let weight = exp(merged[at + D] - top);
+    total = fma(weight, merged[at + D + 1u], total);
+    sum = fma(weight, merged[at + channel], sum);
+  }
+  work[lane] = sum;
+  work[lane + 256u] = total;
+  for (var half = 128u; half >= 16u; half /= 2u) {
+    workgroupBarrier();
+    if (lane < half) {
+      work[lane] += work[lane + half];
+      work[lane + 256u] += work[lane + half + 256u];
+    }
+  }
+  if (lane < 16u) {
+    let merged = work[lane] / work[lane + 256u];
+    for (var row = 0u; row < 4u; row++) {
+      result[(kvHead * 4u + row) * D + channel] = merged[row];
+    }
   }
 }

@@ -8,7 +8,7 @@ import { Gpu } from "../../src/webgpu/gpu.js";
 import { nameOf } from "../../src/webgpu/index.js";
 import { Source } from "../data.js";
 import { makeAttendF16 } from "./attend-f16.js";
-import { makeKernel } from "./kernel.js";
+import { readKernel } from "./kernel.js";
 
 export interface GpuResult {
   name: string;
@@ -37,7 +37,7 @@ export interface GpuEffort {
   readonly calls: number;
   readonly samples: number;
   readonly contexts: readonly number[];
-  /** Copies of 64 MiB before each time. */
+  /** Copies of 256 MiB before each time. */
   readonly heats: number;
 }
 
@@ -93,7 +93,7 @@ class GpuBench {
     this.#gpu = new Gpu(device);
   }
 
-  /** Some milliseconds of copying. */
+  /** Some tens of milliseconds of copying. */
   async #heat(): Promise<GPUCommandBuffer[]> {
     const { heats } = this.#effort;
     if (heats === 0) return [];
@@ -102,9 +102,9 @@ class GpuBench {
   }
 
   async #makeHeater(heats: number): Promise<() => Promise<GPUCommandBuffer[]>> {
-    const bytes = 2 ** 26;
+    const bytes = Math.min(2 ** 28, this.#device.limits.maxStorageBufferBindingSize);
     const bindings = [{ buffer: this.#buffer(bytes) }, { buffer: this.#buffer(bytes) }];
-    const kernel = await makeKernel(this.#gpu, "copy", "copy", {});
+    const kernel = await readKernel(this.#gpu, "copy", "copy", {});
     return async () => {
       const encoder = this.#device.createCommandEncoder();
       const dispatch = { kernel, params: [bytes / 4], bindings, groups: [4096] } as const;
@@ -118,7 +118,7 @@ class GpuBench {
   async copy(): Promise<number> {
     const bytes = Math.min(2 ** 28, this.#device.limits.maxStorageBufferBindingSize);
     const [source, target] = [this.#buffer(bytes), this.#buffer(bytes)];
-    const kernel = await makeKernel(this.#gpu, "copy", "copy", {});
+    const kernel = await readKernel(this.#gpu, "copy", "copy", {});
     const time = await this.#time((_, encoder) => {
       const bindings = [{ buffer: source }, { buffer: target }];
       const work = () => this.#gpu.dispatch({ kernel, params: [bytes / 4], bindings, groups: [4096] });
@@ -228,9 +228,11 @@ class GpuBench {
     const start = performance.now();
     let call = 0;
     while (times.length < samples) {
-      // One submission for all, so that nothing waits between calls: their tables are the same. Only the first call of
-      // all, which makes room to work in, goes alone. Something to do before keeps the GPU from slowing down meanwhile.
-      const commands: GPUCommandBuffer[] = [...(await this.#heat()), clock.begin()];
+      // Something to do while calls are recorded: an idle GPU lowers its clock within milliseconds.
+      this.#device.queue.submit(await this.#heat());
+      // One submission for all calls, so that nothing waits between them: their tables are the same. Only the first of
+      // all, which makes room to work in, goes alone.
+      const commands: GPUCommandBuffer[] = [clock.begin()];
       const count = call === 0 ? 1 : calls;
       for (let i = 0; i < count; i++) {
         const encoder = this.#device.createCommandEncoder();

@@ -1,23 +1,19 @@
 import { readFile } from "node:fs/promises";
-import type { Gpu, Kernel } from "../../src/webgpu/gpu.js";
-import { type Constants, expandShader, setOverrides } from "../../src/webgpu/shader.js";
+import type { Gpu } from "../../src/webgpu/gpu.js";
+import { type Kernel, makeKernel } from "../../src/webgpu/kernel.js";
+import { type Constants, expandShader } from "../../src/webgpu/shader.js";
 
-/** A pipeline of a shader that is not the package's. The path is that of the sources: benchmarks run in the repository. */
-export async function makeKernel(
-  gpu: Gpu,
+/** A kernel of a shader that is not the package's. The path is that of the sources: benchmarks run in the repository. */
+export async function readKernel(
+  { device }: Gpu,
   name: string,
   entryPoint: string,
   constants: Constants,
 ): Promise<Kernel> {
   const source = await readFile(`bench/webgpu/${name}.wgsl`, "utf8");
   const code = expandShader(name, { [name]: source }, constants);
-  const pipeline = await gpu.device.createComputePipelineAsync({
-    layout: "auto",
-    compute: {
-      module: gpu.device.createShaderModule({ label: name, code }),
-      entryPoint,
-      constants: setOverrides(code, constants),
-    },
-  });
-  return { pipeline, made: Promise.resolve() };
+  const kernel = makeKernel(device, code, name, entryPoint, constants);
+  await kernel.made;
+  if (kernel.refusal !== undefined) throw new Error(kernel.refusal);
+  return kernel;
 }

@@ -4,15 +4,8 @@
  */
 import { KvarnError, type KvarnErrorCode } from "../errors.js";
 import { describeAdapter } from "./adapter.js";
-import { shaders } from "./inlined.js";
-import { type Constants, expandShader, setOverrides } from "./shader.js";
-
-/** A pipeline for one shape. */
-export interface Kernel {
-  pipeline: GPUComputePipeline | undefined;
-  /** Resolves when the pipeline is there or has failed. */
-  readonly made: Promise<void>;
-}
+import { type Kernel, kernelOn } from "./kernel.js";
+import type { Constants } from "./shader.js";
 
 /** Part of a buffer, as kernels see it. */
 export interface Binding {
@@ -123,7 +116,6 @@ export class Gpu {
   calls = 0;
   /** Counts how often tiles have come to lie in another buffer, or elsewhere in theirs. */
   moves = 0;
-  readonly #kernels = new Map<string, Kernel>();
   readonly #scratch = new Map<string, GPUBuffer>();
   readonly #idleReaders: GPUBuffer[] = [];
   readonly #params: GPUBuffer;
@@ -249,10 +241,7 @@ export class Gpu {
    * @param name file in `shaders/`; its entry point has the same name, dashes as underscores
    */
   kernel(name: string, constants: Constants): Kernel {
-    const key = `${name} ${JSON.stringify(constants)}`;
-    let kernel = this.#kernels.get(key);
-    if (!kernel) this.#kernels.set(key, (kernel = this.#makeKernel(name, constants)));
-    return kernel;
+    return kernelOn(this.device, name, constants);
   }
 
   /** Room to work in for one call at a time, at least `bytes` bytes. What it holds is lost when it grows. */
@@ -316,10 +305,12 @@ export class Gpu {
   async #recordLater(call: Call): Promise<void> {
     const before = this.#waiting[this.#waiting.indexOf(call) - 1];
     await Promise.all([before?.settled.catch(() => {}), ...[...call.kernels].map(({ made }) => made)]);
+    const refused = [...call.kernels].find(({ refusal }) => refusal !== undefined);
+    if (refused) this.#failure ??= { code: "device-failed", message: refused.refusal! };
     this.#pushScopes();
     try {
       if (call.ready) this.#record(call);
-      else for (const { reject } of call.reads) reject(this.#error("no pipeline"));
+      else for (const { reject } of call.reads) reject(this.#error());
     } finally {
       this.#waiting.splice(this.#waiting.indexOf(call), 1);
     }
@@ -375,30 +366,6 @@ export class Gpu {
 
   #destroy(buffer: GPUBuffer): void {
     if (this.#live.delete(buffer)) buffer.destroy();
-  }
-
-  #makeKernel(name: string, constants: Constants): Kernel {
-    const code = expandShader(name, shaders, constants);
-    const module = this.device.createShaderModule({ label: name, code });
-    const made = this.device
-      .createComputePipelineAsync({
-        label: name,
-        layout: "auto",
-        compute: { module, entryPoint: name.replaceAll("-", "_"), constants: setOverrides(code, constants) },
-      })
-      .then(
-        (pipeline) => {
-          kernel.pipeline = pipeline;
-        },
-        async (error: unknown) => {
-          const { messages } = await module.getCompilationInfo();
-          const said = messages.map(({ message, lineNum }) => `${message} (line ${lineNum})`).join("; ");
-          const message = `the GPU device refuses the kernel ${name}: ${said || String(error)}`;
-          this.#failure ??= { code: "device-failed", message };
-        },
-      );
-    const kernel: Kernel = { pipeline: undefined, made };
-    return kernel;
   }
 
   #pushScopes(): void {

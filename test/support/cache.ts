@@ -1,5 +1,5 @@
 /** What the tests of the cache share: engines, tokens, and an attention of its own over what a cache has saved. */
-import { afterAll, describe, expect } from "vitest";
+import { describe, expect } from "vitest";
 import {
   type CacheConfig,
   type Kvarn,
@@ -16,12 +16,13 @@ import { rotationBlock } from "../../src/format.js";
 import { fromHalf, toHalf } from "../../src/half.js";
 import { referenceBackend } from "../../src/reference/index.js";
 import { openWasmBackend } from "../../src/wasm/index.js";
-import { hasGpu, isChosen, openEngines, openGpuBackend } from "./engines.js";
+import { openWebGpuBackend } from "../../src/webgpu/index.js";
+import { hasGpu, isChosen, openEngines, sharedDevice } from "./engines.js";
 import { decodeGolden, relativeError } from "./golden.js";
 import { randomArray, randomIntegers } from "./random.js";
 
+// Nobody disposes of them: a worker's test files have them in common.
 const engines = await openEngines();
-afterAll(() => engines.forEach((engine) => engine.dispose()));
 
 /** The engines that run here, for tests across two of them. */
 export const namedEngines = engines.map(
@@ -45,7 +46,7 @@ export const watchedEngines = (
   [
     ["reference", async () => watch(referenceBackend())],
     ["wasm", async () => watch((await openWasmBackend({ variant: "strict" })).engine)],
-    ["webgpu", async () => watch((await openGpuBackend())!)],
+    ["webgpu", async () => watch((await openWebGpuBackend({ device: sharedDevice() })).engine)],
   ] as readonly (readonly [string, () => Promise<WatchedEngine>])[]
 ).filter(([name]) => isChosen(name) && (name !== "webgpu" || hasGpu));
 

@@ -3,7 +3,7 @@
  * is not there is named and left out, unless `KVARN_REQUIRE` is set.
  */
 import { type Kvarn, openKvarn, type OpenOptions } from "../../src/index.js";
-import { openWebGpuBackend, type WebGpuBackend } from "../../src/webgpu/index.js";
+import { describeAdapter, findAdapter, findGpu, openDevice } from "../../src/webgpu/adapter.js";
 
 const chosen = process.env.KVARN_ENGINES?.split(",");
 
@@ -12,11 +12,13 @@ export function isChosen(backend: string): boolean {
   return chosen === undefined || chosen.includes(backend);
 }
 
-/** A WebGPU backend of its own, on whatever adapter there is; undefined where there is none. */
-export async function openGpuBackend(): Promise<WebGpuBackend | undefined> {
+/** A device for tests to share, and with it the pipelines made for it, or why there is none. */
+async function openSharedDevice(): Promise<GPUDevice | undefined> {
   if (!isChosen("webgpu")) return undefined;
   try {
-    return (await openWebGpuBackend({ allowSoftwareAdapter: true })).engine;
+    const adapter = await findAdapter((await findGpu()).gpu);
+    if (!adapter) throw new Error("no adapter");
+    return await openDevice(adapter);
   } catch (error) {
     if (process.env.KVARN_REQUIRE) throw error;
     console.warn(`webgpu is absent, its tests are left out: ${(error as Error).message}`);
@@ -24,26 +26,25 @@ export async function openGpuBackend(): Promise<WebGpuBackend | undefined> {
   }
 }
 
-const gpu = await openGpuBackend();
-gpu?.dispose();
+const device = await openSharedDevice();
 
 /** Whether tests run on a GPU, of hardware or software. */
-export const hasGpu = gpu !== undefined;
+export const hasGpu = device !== undefined;
 
 /** Whether it is hardware, which "auto" may take. */
-export const hasHardwareGpu = await openWebGpuBackend({}).then(
-  ({ engine }) => {
-    engine.dispose();
-    return true;
-  },
-  () => false,
-);
+export const hasHardwareGpu = device !== undefined && !describeAdapter(device.adapterInfo).software;
+
+/** The device that tests share. Throws where there is none. */
+export function sharedDevice(): GPUDevice {
+  if (!device) throw new Error("no GPU");
+  return device;
+}
 
 const candidates: OpenOptions[] = [
   { backend: "reference" },
   { backend: "wasm", variant: "strict" },
   { backend: "wasm", variant: "strict-f32" },
-  ...(hasGpu ? [{ backend: "webgpu", allowSoftwareAdapter: true } as const] : []),
+  ...(device ? [{ backend: "webgpu", device } as const] : []),
 ];
 
 /** Every backend and variant that runs here, each opened once. */

@@ -1,14 +1,5 @@
-/** A GPU device for tests of single kernels. */
-import { findAdapter, findGpu, openDevice } from "../../src/webgpu/adapter.js";
-import { Gpu } from "../../src/webgpu/gpu.js";
-
-/** The device that runs here. Throws where there is none. */
-export async function openGpu(): Promise<Gpu> {
-  const { gpu } = await findGpu();
-  const adapter = await findAdapter(gpu);
-  if (!adapter) throw new Error("no GPU adapter");
-  return new Gpu(await openDevice(adapter));
-}
+/** Work on a GPU for tests of single kernels. */
+import type { Gpu } from "../../src/webgpu/gpu.js";
 
 /** Runs work on the GPU and waits until the device has taken it. */
 export async function runOn<T>(gpu: Gpu, work: () => T): Promise<Awaited<T>> {

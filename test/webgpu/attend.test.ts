@@ -1,19 +1,20 @@
-import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { afterAll, describe, expect, it } from "vitest";
 import { parsePreset, recordLayout } from "../../src/format.js";
 import { fromHalf, toHalf } from "../../src/half.js";
 import { decodeRecord, encodeRecord } from "../../src/reference/record.js";
 import { attend } from "../../src/webgpu/attend.js";
-import type { Gpu } from "../../src/webgpu/gpu.js";
+import { Gpu } from "../../src/webgpu/gpu.js";
 import { naiveAttention, type StoredLayer } from "../support/cache.js";
 import { relativeError } from "../support/golden.js";
-import { bufferOf, openGpu, runOn } from "../support/gpu.js";
+import { hasGpu, sharedDevice } from "../support/engines.js";
+import { bufferOf, runOn } from "../support/gpu.js";
 import { randomArray } from "../support/random.js";
 
 let gpu: Gpu;
-beforeAll(async () => {
-  gpu = await openGpu();
+if (hasGpu) gpu = new Gpu(sharedDevice());
+afterAll(() => {
+  if (hasGpu) gpu.dispose();
 });
-afterAll(() => gpu.dispose());
 
 interface Case {
   preset: string;
@@ -183,7 +184,7 @@ async function checkAll(...cases: Partial<Case>[]): Promise<void> {
   await Promise.all(cases.map((given) => check(given)));
 }
 
-describe("attention on a GPU", () => {
+describe.skipIf(!hasGpu)("attention on a GPU", () => {
   it("over codes of all widths", async () => {
     const widths = ["k2v8", "k3v5", "k4v3", "k5v6", "k6v2", "k8v4"];
     await checkAll(
@@ -198,11 +199,12 @@ describe("attention on a GPU", () => {
     await checkAll(
       ...sizes.map((headDim) => ({ preset: "k4v2_g128", headDim, ratio: 1, tiles: 2 })),
       ...[48, 512].map((headDim) => ({ preset: "k8v8_g64", headDim, ratio: 2, tiles: 2 })),
-      { preset: "k4v2_g128", headDim: 128, tiles: 2 },
+      ...[4, 8].map((ratio) => ({ preset: "k4v2_g128", headDim: 128, ratio, tiles: 2 })),
+      ...[256, 272].map((headDim) => ({ preset: "k8v8_g64", headDim, ratio: 8, tiles: 2 })),
     );
   });
 
-  it.each([1, 2, 3, 4, 8, 16])("with %d query heads per KV head", async (ratio) => {
+  it.each([1, 2, 3, 4, 5, 8, 12])("with %d query heads per KV head", async (ratio) => {
     await check({ ratio });
     await check({ ratio, kvHeads: 3, queryTokens: 2, half: true });
   });
@@ -265,6 +267,17 @@ describe("attention on a GPU", () => {
       for (let i = tile++ % 3; i < usual.headDim; i += 3) record.setUint16(vScale + 2 * i, 0, true);
     };
     await check({ change, tiles: 12 });
+  });
+
+  it("as a GPU of hardware does it", async () => {
+    const setting = gpu as { software: boolean };
+    const { software } = setting;
+    setting.software = false;
+    try {
+      await checkAll(...[4, 8].map((ratio) => ({ preset: "k4v2_g128", headDim: 128, ratio, tiles: 71 })));
+    } finally {
+      setting.software = software;
+    }
   });
 
   it("to the same bits every time", async () => {

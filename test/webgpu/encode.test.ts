@@ -5,6 +5,7 @@ import { quantize, packCodes } from "../../src/reference/pack.js";
 import { encodeRecord } from "../../src/reference/record.js";
 import { rotate } from "../../src/reference/rotate.js";
 import { encode, normalize, pack } from "../../src/webgpu/encode.js";
+import { Gpu } from "../../src/webgpu/gpu.js";
 import { expectSame } from "../support/cache.js";
 import {
   compareRecords,
@@ -16,7 +17,8 @@ import {
   goldenRecords,
   relativeError,
 } from "../support/golden.js";
-import { bufferOf, openGpu, runOn } from "../support/gpu.js";
+import { hasGpu, sharedDevice } from "../support/engines.js";
+import { bufferOf, runOn } from "../support/gpu.js";
 import { randomIntegers } from "../support/random.js";
 import {
   degenerateTiles,
@@ -29,8 +31,11 @@ import {
   transpose,
 } from "../support/tiles.js";
 
-const gpu = await openGpu();
-afterAll(() => gpu.dispose());
+let gpu: Gpu;
+if (hasGpu) gpu = new Gpu(sharedDevice());
+afterAll(() => {
+  if (hasGpu) gpu.dispose();
+});
 
 /** Bits of `[tokens, heads, headDim]` K and V as exact blocks hold them: `[tokens, 2, heads, headDim]`. */
 function exactBits(k: Float32Array, v: Float32Array, perToken: number): Uint16Array<ArrayBuffer> {
@@ -85,7 +90,7 @@ function layoutOf(headDim: number, group: number, keyBits: number, valueBits: nu
   return recordLayout(parsePreset(`k${keyBits}v${valueBits}_g${group}`), headDim);
 }
 
-describe("encode on the GPU", () => {
+describe.skipIf(!hasGpu)("encode on the GPU", () => {
   it.each(goldenCases.map((golden) => [golden.name, golden] as const))(
     "makes the golden record %s, twice the same",
     async (_, golden) => {
@@ -263,7 +268,7 @@ async function normalizeTiles(
   return { balanced: a, rowScale: b, columnScale: c };
 }
 
-describe("normalize on the GPU", () => {
+describe.skipIf(!hasGpu)("normalize on the GPU", () => {
   describe.each([
     [16, 16],
     [64, 128],
@@ -339,7 +344,7 @@ async function packTiles(tiles: Float32Array<ArrayBuffer>, rows: number, columns
   };
 }
 
-describe("pack on the GPU", () => {
+describe.skipIf(!hasGpu)("pack on the GPU", () => {
   it.each([
     [2, 16, 16],
     [2, 128, 512],
