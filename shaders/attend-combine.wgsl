@@ -3,6 +3,8 @@
 
 override D: u32;
 override BLOCK: u32;
+// Invocations of a workgroup: a power of two from 64.
+override THREADS: u32;
 override SHARES: u32;
 // D * SHARES: each channel's slots are summed in so many shares.
 override SUMS: u32;
@@ -29,8 +31,8 @@ const HIDDEN: f32 = -3.4028234e38;
 
 var<workgroup> row: array<f32, D>;
 var<workgroup> sums: array<f32, SUMS>;
-var<workgroup> weights: array<f32, 256>;
-var<workgroup> reduced: array<f32, 256>;
+var<workgroup> weights: array<f32, THREADS>;
+var<workgroup> reduced: array<f32, THREADS>;
 
 //# include hadamard
 
@@ -38,7 +40,7 @@ fn partial(slot: u32, at: u32) -> f32 {
   return partials[slot * params.kvHeads * params.paddedRows * (D + 2u) + at];
 }
 
-@compute @workgroup_size(256)
+@compute @workgroup_size(THREADS)
 fn attend_combine(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
   let number = group.x;
   let kvHead = group.y;
@@ -46,11 +48,11 @@ fn attend_combine(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation
   let at = (kvHead * params.paddedRows + number) * (D + 2u);
 
   var top = HIDDEN;
-  for (var slot = lane; slot < params.slots; slot += 256u) {
+  for (var slot = lane; slot < params.slots; slot += THREADS) {
     top = max(top, partial(slot, at + D));
   }
   reduced[lane] = top;
-  for (var half = 128u; half > 0u; half /= 2u) {
+  for (var half = THREADS / 2u; half > 0u; half /= 2u) {
     workgroupBarrier();
     if (lane < half) {
       reduced[lane] = max(reduced[lane], reduced[lane + half]);
@@ -67,21 +69,28 @@ fn attend_combine(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation
     }
   }
 
-  for (var i = lane; i < SUMS; i += 256u) {
+  for (var i = lane; i < SUMS; i += THREADS) {
     sums[i] = 0.0;
   }
-  for (var first = 0u; first < params.slots; first += 256u) {
-    let count = min(256u, params.slots - first);
+  for (var first = 0u; first < params.slots; first += THREADS) {
+    let count = min(THREADS, params.slots - first);
     if (lane < count) {
       let weight = exp(max(partial(first + lane, at + D) - top, -100.0));
       weights[lane] = weight;
       denominator += weight * partial(first + lane, at + D + 1u);
     }
     workgroupBarrier();
-    for (var i = lane; i < SUMS; i += 256u) {
+    for (var i = lane; i < SUMS; i += THREADS) {
       var sum = sums[i];
-      for (var slot = i / D; slot < count; slot += SHARES) {
-        sum = fma(weights[slot], partial(first + slot, at + i % D), sum);
+      // Four at a time, so that they are on their way together; the last ones may count again, for nothing.
+      for (var slot = i / D; slot < count; slot += 4u * SHARES) {
+        //# for u in 0..4
+        let at_u = slot + $u * SHARES;
+        let value_u = partial(first + min(at_u, count - 1u), at + i % D);
+        //# end
+        //# for u in 0..4
+        sum = fma(select(0.0, weights[min(at_u, count - 1u)], at_u < count), value_u, sum);
+        //# end
       }
       sums[i] = sum;
     }
@@ -89,14 +98,14 @@ fn attend_combine(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation
   }
 
   reduced[lane] = denominator;
-  for (var half = 128u; half > 0u; half /= 2u) {
+  for (var half = THREADS / 2u; half > 0u; half /= 2u) {
     workgroupBarrier();
     if (lane < half) {
       reduced[lane] += reduced[lane + half];
     }
   }
   workgroupBarrier();
-  for (var i = lane; i < D; i += 256u) {
+  for (var i = lane; i < D; i += THREADS) {
     var sum = sums[i];
     for (var share = 1u; share < SHARES; share++) {
       sum += sums[share * D + i];
@@ -108,7 +117,7 @@ fn attend_combine(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation
   transformRow(select(D, lane, lane < 64u));
   let token = number / params.headsPerKvHead;
   let first = (token * params.kvHeads * params.headsPerKvHead + head) * D;
-  for (var i = lane; i < D; i += 256u) {
+  for (var i = lane; i < D; i += THREADS) {
     result[params.start + first + i] = row[i] * inverseSqrt(f32(BLOCK));
   }
 }

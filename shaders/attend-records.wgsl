@@ -88,6 +88,10 @@ fn attendRecords(block: u32, kvHead: u32, split: u32, thread: u32) {
   var scale_c = vec2f(1.0);
   //# end
 
+  // Workgroup memory may hold anything. The barriers before the first scores are compared let all see this.
+  if (thread == 0u) {
+    atomicStore(&exceeded, 0u);
+  }
   for (var round = first; round < end; round += TILES) {
     let entry = tiles[min(round + tile, end - 1u)];
     let record = entry.x + kvHead * RECORD;

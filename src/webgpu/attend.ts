@@ -48,21 +48,40 @@ export interface GpuAttendRequest {
 
 /** Most bytes of partial results. */
 const PARTIAL_BYTES = 1 << 26;
+/** Most tokens of a split, where there is room for the splits: f32 sums over more of them lose digits. */
+const SPLIT_TOKENS = 8192;
 /** Most workgroups in a dimension of the grid. */
 const MOST_GROUPS = 65535;
-/** Workgroups that keep a large GPU busy. */
-const ENOUGH_GROUPS = 256;
-/** Exact tokens that a workgroup takes at a time: as many as it can, or where they are few so many. */
-const PIECE = 64;
-const LEAST_PIECE = 16;
-/** Invocations of a workgroup of attend-tiles, with up to 15 KiB of workgroup memory, which every device has. */
-const THREADS = 64;
-/** How a workgroup goes through codes: words that each invocation fetches ahead, and rows of K and V at a time. */
-const PACE = { ahead: 16, keys: 4, values: 2 };
-/** The same on a CPU, where nothing is gained by it, and code takes long to compile. */
-const SOFTWARE_PACE = { ahead: 4, keys: 1, values: 1 };
 /** A window that no position leaves: positions are below 2^31. */
 const NO_WINDOW = 2 ** 31 - 1;
+/** Exact tokens that a workgroup takes at a time: as many as it can. */
+const PIECE = 64;
+/** Invocations of a workgroup of attend-tiles, with up to 15 KiB of workgroup memory, which every device has. */
+const THREADS = 64;
+/** Rows that an invocation takes at most. */
+const MOST_ROWS = 4;
+
+/** What suits a device. */
+interface Pace {
+  /** Workgroups that keep it busy: with all rows of a KV head in one, and with some of them. */
+  readonly groups: readonly [all: number, some: number];
+  /** Exact tokens that a workgroup takes at a time where they are few. */
+  readonly leastPiece: number;
+  /** Invocations of a workgroup of attend-combine. */
+  readonly combine: number;
+  /** How a workgroup goes through codes: words that each invocation fetches ahead, and rows of K and V at a time. */
+  readonly ahead: number;
+  readonly keys: number;
+  readonly values: number;
+}
+
+const HARDWARE: Pace = { groups: [256, 1024], leastPiece: 16, combine: 256, ahead: 16, keys: 4, values: 2 };
+/** On a CPU invocations take turns, each barrier costs a change of them, and code takes long to compile. */
+const SOFTWARE: Pace = { groups: [8, 8], leastPiece: 64, combine: 64, ahead: 4, keys: 1, values: 1 };
+
+function paceOf({ software }: Gpu): Pace {
+  return software ? SOFTWARE : HARDWARE;
+}
 
 /** Enqueues attention of some query tokens over cached ones, see the reference's `attend`. */
 export function attend(gpu: Gpu, shape: AttendShape, request: GpuAttendRequest): void {
@@ -72,17 +91,18 @@ export function attend(gpu: Gpu, shape: AttendShape, request: GpuAttendRequest):
   // Query tokens in chunks whose partial results fit with one split a run, and whose rows fit into a grid.
   const runs = Math.max(1, request.records.length + request.exact.length);
   const rowBytes = kvHeads * (headDim + 2) * 4;
-  const mostRows = Math.min(MOST_GROUPS - 3, Math.floor(PARTIAL_BYTES / 2 / rowBytes / runs) - 3);
+  // Less what completes the last block.
+  const mostRows = Math.min(MOST_GROUPS, Math.floor(PARTIAL_BYTES / 2 / rowBytes / runs)) - (MOST_ROWS - 1);
   const mostTokens = Math.max(1, Math.floor(mostRows / headsPerKvHead));
-  const rowsAtOnce = rows === 3 ? 4 : Math.min(rows, 4);
+  const rowsAtOnce = Math.min(MOST_ROWS, 2 ** Math.ceil(Math.log2(rows)));
   const run = (buffer: GPUBuffer, table: Uint32Array<ArrayBuffer>, words: number): Run => ({
     tiles: { buffer },
     table: gpu.table(table),
     count: table.length / words,
   });
   const exactTokens = request.exact.reduce((sum, { tiles }) => sum + countTokens(tiles), 0);
-  const piece =
-    (exactTokens * kvHeads * rows) / rowsAtOnce > ENOUGH_GROUPS * LEAST_PIECE ? PIECE : LEAST_PIECE;
+  const { groups, leastPiece } = paceOf(gpu);
+  const piece = (exactTokens * kvHeads * rows) / rowsAtOnce > groups[0] * leastPiece ? PIECE : leastPiece;
   const tables: Tables = {
     records: request.records.map(({ buffer, tiles }) => run(buffer, tiles, 2)).filter(hasTiles),
     exact: request.exact
@@ -149,17 +169,20 @@ function attendChunk(
     groups: [paddedRows, kvHeads],
   });
 
+  const pace = paceOf(gpu);
+  const groups = pace.groups[blocks > 1 ? 1 : 0];
   const slotBytes = kvHeads * paddedRows * (headDim + 2) * 4;
   const runs = Math.max(1, tables.records.length, tables.exact.length);
   const mostSplits = Math.max(1, Math.floor(PARTIAL_BYTES / slotBytes / runs / 2));
-  const wanted = Math.min(mostSplits, Math.ceil(ENOUGH_GROUPS / (kvHeads * blocks)));
+  const splitsFor = (tokens: number) =>
+    Math.min(mostSplits, Math.max(Math.ceil(groups / (kvHeads * blocks)), Math.ceil(tokens / SPLIT_TOKENS)));
   let slots = 0;
   const plans = Array.from({ length: runs }, (_, i) => {
     const { [i]: records = NO_TILES } = tables.records;
     const { [i]: exact = NO_TILES } = tables.exact;
-    const { constants, tilesAtOnce } = planTiles(gpu, layout, rowsAtOnce, records.count * kvHeads * blocks);
-    const recordSplits = split(records.count, tilesAtOnce, wanted);
-    const exactSplits = split(exact.count, 1, wanted);
+    const { constants, tilesAtOnce } = planTiles(pace, layout, rowsAtOnce, records.count * kvHeads * blocks);
+    const recordSplits = split(records.count, tilesAtOnce, splitsFor(records.count * layout.group));
+    const exactSplits = split(exact.count, 1, splitsFor(exact.count * PIECE));
     const slot = slots;
     slots += recordSplits.splits + exactSplits.splits;
     return { records, exact, constants, recordSplits, exactSplits, slot };
@@ -195,9 +218,14 @@ function attendChunk(
     });
   }
 
-  const shares = Math.max(1, Math.floor(256 / headDim));
+  const shares = Math.max(1, Math.floor(pace.combine / headDim));
   gpu.dispatch({
-    kernel: gpu.kernel("attend-combine", { ...rotation, SHARES: shares, SUMS: shares * headDim }),
+    kernel: gpu.kernel("attend-combine", {
+      ...rotation,
+      THREADS: pace.combine,
+      SHARES: shares,
+      SUMS: shares * headDim,
+    }),
     params: [
       slots,
       kvHeads,
@@ -223,13 +251,12 @@ function split(count: number, atOnce: number, most: number): { splits: number; e
  * @param work tiles times KV heads times blocks of rows
  */
 function planTiles(
-  { software }: Gpu,
+  pace: Pace,
   layout: RecordLayout,
   rows: number,
   work: number,
 ): { constants: Record<string, number>; tilesAtOnce: number } {
   const { headDim, group, keyBits, valueBits } = layout;
-  const pace = software ? SOFTWARE_PACE : PACE;
   // Few tiles are scored by more invocations each.
   const slices = work <= 512 ? 4 : work <= 1024 ? 2 : 1;
   const lanes = (group / 8) * slices;
