@@ -123,6 +123,32 @@ describeEngines("append", (kvarn) => {
     }
   });
 
+  it("rounds to binary16 half to even, at the ends of its range, too", async () => {
+    const step = 2 ** -24;
+    const values = [
+      // Ties of subnormals, the last of which becomes the least normal number, and of normal numbers.
+      ...[0.5, 1.5, 2.5, 1022.5, 1023.5, 1024.5, 1025.5].map((steps) => steps * step),
+      ...[0.4999, 0.5001, 1023.4999, 1023.5001].map((steps) => Math.fround(steps * step)),
+      ...[1, 3, 2045, 2047].map((odd) => 1 + odd * 2 ** -11),
+      ...[2047.5, 65_488, 65_504, 65_519.99].map(Math.fround),
+      ...randomArray(40, 9).map((x, i) => x * 2 ** (i - 26)),
+    ].flatMap((x) => [x, -x]);
+    const headDim = 16;
+    // Rotated, four times a value in the first channel is that value in all of them.
+    const rows = new Float32Array(values.length * headDim);
+    values.forEach((x, i) => (rows[i * headDim] = 4 * x));
+    const tokens = tokensOf(rows, rows, headDim);
+    const config = { preset: "k4v2_g128", layers: 1, queryHeads: 1, kvHeads: 1, headDim };
+    const saved = readSaved(await (await filledCache(kvarn, config, tokens)).serialize());
+    const kept = saved.layers[0].tiles.flatMap(({ data }) => [...new Uint16Array(data.buffer)]);
+    const perToken = 2 * headDim;
+    expectSame(
+      kept,
+      Array.from(kept, (_, i) => halves([values[Math.floor(i / perToken)]])[0]),
+    );
+    expect(kept).toHaveLength(values.length * perToken);
+  });
+
   it("counts tokens when the call returns", async () => {
     const config = { layers: 2, queryHeads: 1, kvHeads: 1, headDim: 16 };
     const cache = kvarn.createCache(config);
