@@ -1,0 +1,69 @@
+/** Calls while the pipelines they need are still being made: they wait, and take effect in order all the same. */
+import { expect, it } from "vitest";
+import { type Kvarn, type KvarnCache, openKvarn } from "../../src/index.js";
+import { expectSame, makeQueries, makeTokens } from "../support/cache.js";
+import { hasGpu } from "../support/engines.js";
+
+const shape = { queryHeads: 2, kvHeads: 1, headDim: 16 };
+const config = { ...shape, preset: "k4v2_g64", layers: 1, iterations: 1 };
+const tokens = makeTokens(shape, 200);
+const queries = makeQueries(shape, 2);
+
+/** Calls that need kernels, and calls that need none. */
+function script(cache: KvarnCache): (() => Promise<unknown>)[] {
+  // Arrays that change as soon as the call returns.
+  const append = (from: number, to: number) => () => {
+    const [k, v] = tokens.slice(from, to);
+    const pending = cache.append(0, k, v);
+    k.fill(NaN);
+    v.fill(NaN);
+    return pending;
+  };
+  const attend = () => {
+    const q = queries.slice();
+    const pending = cache.attend(0, q);
+    q.fill(NaN);
+    return pending;
+  };
+  return [
+    append(0, 140),
+    () => cache.serialize(),
+    attend,
+    append(140, 200),
+    () => cache.serialize(),
+    () => cache.exportRecords(0),
+    attend,
+  ];
+}
+
+/** Uses an engine on which no pipeline has been made yet. */
+async function withNewEngine(use: (kvarn: Kvarn) => Promise<void>): Promise<void> {
+  const kvarn = await openKvarn({ backend: "webgpu", allowSoftwareAdapter: true });
+  await use(kvarn);
+  kvarn.dispose();
+}
+
+/** Expects what the script gives when each call is awaited. */
+async function expectAsAwaited(kvarn: Kvarn, results: unknown[]): Promise<void> {
+  for (const [i, call] of script(kvarn.createCache(config)).entries()) {
+    const expected = await call();
+    if (ArrayBuffer.isView(expected)) expectSame(results[i] as Uint8Array, expected as Uint8Array);
+    else expect(results[i]).toEqual(expected);
+  }
+}
+
+it.skipIf(!hasGpu)("calls wait for the first pipelines in order, with what their arrays held", () =>
+  withNewEngine(async (kvarn) => {
+    const results = await Promise.all(script(kvarn.createCache(config)).map((call) => call()));
+    await expectAsAwaited(kvarn, results);
+  }),
+);
+
+it.skipIf(!hasGpu)("calls that wait for pipelines keep their buffers when the cache is disposed of", () =>
+  withNewEngine(async (kvarn) => {
+    const cache = kvarn.createCache(config);
+    const pending = script(cache).map((call) => call());
+    cache.dispose();
+    await expectAsAwaited(kvarn, await Promise.all(pending));
+  }),
+);
