@@ -61,9 +61,12 @@ it.skipIf(!hasGpu)("calls wait for the first pipelines in order, with what their
 
 it.skipIf(!hasGpu)("calls that wait for pipelines keep their buffers when the cache is disposed of", () =>
   withNewEngine(async (kvarn) => {
-    const cache = kvarn.createCache(config);
+    const [cache, other] = [kvarn.createCache(config), kvarn.createCache(config)];
     const pending = script(cache).map((call) => call());
+    const appending = other.append(0, ...tokens.slice(0, 140));
     cache.dispose();
+    other.dispose();
+    await appending;
     await expectAsAwaited(kvarn, await Promise.all(pending));
   }),
 );

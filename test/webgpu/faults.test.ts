@@ -182,6 +182,17 @@ describe.skipIf(!hasGpu)("a device without memory", () => {
     });
   });
 
+  it("is not relied on any more once it refuses what needs no new memory", async () => {
+    const device = await openDevice();
+    await openOn(device, async (kvarn) => {
+      const cache = await filledCache(kvarn, config, tokens, [64]);
+      await cache.attend(0, q);
+      await expectError(() => refusing(device, () => cache.attend(0, q)), "out-of-memory", refused);
+      await expectError(() => cache.attend(0, q), "out-of-memory", refused);
+      await expectError(() => cache.append(0, ...tokens.slice(64, 65)), "out-of-memory", refused);
+    });
+  });
+
   it("says so of what was set aside, when something is first done with it", async () => {
     const device = await openDevice();
     await openOn(device, async (kvarn) => {

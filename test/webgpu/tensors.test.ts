@@ -143,6 +143,21 @@ describe.skipIf(!hasGpu)("tensors on a GPU", async () => {
     expectSame(await cache.serialize(), await expected.serialize());
   });
 
+  it("go with a caller's encoder over so many records that working buffers grow on the way", async () => {
+    const cache = await arrayCache(kvarn, "f32", 64);
+    // The table of their places just fills the least buffer, and more tables follow.
+    const tiles = await kvarn.encode(...tokens.slice(64, 128), config);
+    const records = new Uint8Array(510 * tiles.length);
+    for (let at = 0; at < records.length; at += tiles.length) records.set(tiles, at);
+    await cache.importRecords(0, records);
+    const onGpu = upload(q, shape.queryHeads * shape.headDim);
+    const out = emptyOut(2);
+    const commandEncoder = device.createCommandEncoder();
+    await cache.attend(0, onGpu, { out, commandEncoder });
+    device.queue.submit([commandEncoder.finish()]);
+    expectSame(await download(out), await cache.attend(0, q));
+  });
+
   it("are refused where they cannot be what they should", async () => {
     const cache = await arrayCache(kvarn, "f32", 100);
     const good = upload(tokens.k.slice(0, 3 * width), width);
