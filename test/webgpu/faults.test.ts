@@ -131,6 +131,7 @@ describe.skipIf(!hasGpu)("a device without memory", () => {
       );
       await cache.append(0, ...some);
       const expected = await filledCache(kvarn, config, tokens, [...sizes, 200]);
+      expect(cache.memory()).toEqual(expected.memory());
       expectSame(await cache.serialize(), await expected.serialize());
       expectSame(await cache.attend(0, q), await expected.attend(0, q));
     });
@@ -142,6 +143,7 @@ describe.skipIf(!hasGpu)("a device without memory", () => {
       const cache = await filledCache(kvarn, config, tokens, [64, 70]);
       const fork = cache.fork();
       const before = await cache.serialize();
+      const attended = await cache.attend(0, q);
       refuseMemory(device);
       const pending = [
         cache.append(0, ...tokens.slice(134, 334)),
@@ -153,6 +155,7 @@ describe.skipIf(!hasGpu)("a device without memory", () => {
       for (const outcome of outcomes) {
         expect(outcome).toMatchObject({ status: "rejected", reason: { code: "out-of-memory" } });
       }
+      expectSame(await cache.attend(0, q), attended);
       expectSame(await cache.serialize(), before);
       expectSame(await fork.serialize(), before);
       await appendChunks(cache, tokens, [200, 1, 265], { from: 134 });
