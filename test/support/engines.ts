@@ -34,6 +34,13 @@ export const hasGpu = device !== undefined;
 /** Whether it is hardware, which "auto" may take. */
 export const hasHardwareGpu = device !== undefined && !describeAdapter(device.adapterInfo).software;
 
+// Dawn in Node asks for events in every turn of the event loop. Where the GPU is software it needs the processor itself, so
+// these turns come a millisecond apart.
+if (hasGpu && !hasHardwareGpu) {
+  const setLater = (callback: () => void) => setTimeout(callback, 1);
+  globalThis.setImmediate = setLater as unknown as typeof setImmediate;
+}
+
 /** The device that tests share. Throws where there is none. */
 export function sharedDevice(): GPUDevice {
   if (!device) throw new Error("no GPU");
