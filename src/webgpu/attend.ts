@@ -65,6 +65,8 @@ const MOST_ROWS = 4;
 interface Pace {
   /** Workgroups that keep it busy: with all rows of a KV head in one, and with some of them. */
   readonly groups: readonly [all: number, some: number];
+  /** Rows that an invocation takes at least: 1, 2 or 4. */
+  readonly leastRows: number;
   /** Exact tokens that a workgroup takes at a time where they are few. */
   readonly leastPiece: number;
   /** Invocations of a workgroup of attend-combine. */
@@ -75,9 +77,25 @@ interface Pace {
   readonly values: number;
 }
 
-const HARDWARE: Pace = { groups: [256, 1024], leastPiece: 16, combine: 256, ahead: 16, keys: 4, values: 2 };
+const HARDWARE: Pace = {
+  groups: [256, 1024],
+  leastRows: 1,
+  leastPiece: 16,
+  combine: 256,
+  ahead: 16,
+  keys: 4,
+  values: 2,
+};
 /** On a CPU invocations take turns, each barrier costs a change of them, and code takes long to compile. */
-const SOFTWARE: Pace = { groups: [8, 8], leastPiece: 64, combine: 64, ahead: 4, keys: 1, values: 1 };
+const SOFTWARE: Pace = {
+  groups: [8, 8],
+  leastRows: 4,
+  leastPiece: 64,
+  combine: 64,
+  ahead: 4,
+  keys: 1,
+  values: 1,
+};
 
 function paceOf({ software }: Gpu): Pace {
   return software ? SOFTWARE : HARDWARE;
@@ -94,14 +112,14 @@ export function attend(gpu: Gpu, shape: AttendShape, request: GpuAttendRequest):
   // Less what completes the last block.
   const mostRows = Math.min(MOST_GROUPS, Math.floor(PARTIAL_BYTES / 2 / rowBytes / runs)) - (MOST_ROWS - 1);
   const mostTokens = Math.max(1, Math.floor(mostRows / headsPerKvHead));
-  const rowsAtOnce = Math.min(MOST_ROWS, 2 ** Math.ceil(Math.log2(rows)));
+  const { groups, leastRows, leastPiece } = paceOf(gpu);
+  const rowsAtOnce = Math.max(leastRows, Math.min(MOST_ROWS, 2 ** Math.ceil(Math.log2(rows))));
   const run = (buffer: GPUBuffer, table: Uint32Array<ArrayBuffer>, words: number): Run => ({
     tiles: { buffer },
     table: gpu.table(table),
     count: table.length / words,
   });
   const exactTokens = request.exact.reduce((sum, { tiles }) => sum + countTokens(tiles), 0);
-  const { groups, leastPiece } = paceOf(gpu);
   const piece = (exactTokens * kvHeads * rows) / rowsAtOnce > groups[0] * leastPiece ? PIECE : leastPiece;
   const tables: Tables = {
     records: request.records.map(({ buffer, tiles }) => run(buffer, tiles, 2)).filter(hasTiles),

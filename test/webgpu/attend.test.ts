@@ -301,7 +301,10 @@ describe.skipIf(!hasGpu)("attention on a GPU", () => {
     const { software } = setting;
     setting.software = false;
     try {
-      await checkAll(...[4, 8].map((ratio) => ({ preset: "k4v2_g128", headDim: 128, ratio, tiles: 71 })));
+      await checkAll(
+        ...[1, 2, 3].map((ratio) => ({ ratio, headDim: 32, tiles: 5 })),
+        ...[4, 8].map((ratio) => ({ preset: "k4v2_g128", headDim: 128, ratio, tiles: 71 })),
+      );
     } finally {
       setting.software = software;
     }
