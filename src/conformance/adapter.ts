@@ -1,6 +1,6 @@
 /** What an implementation of the method shows to the suite. */
 import type { Normalized, Packed } from "../backend.js";
-import type { CacheConfig, LayerConfig } from "../config.js";
+import type { LayerConfig } from "../config.js";
 
 /** A value, at once or later. */
 export type Awaitable<T> = T | Promise<T>;
@@ -33,8 +33,12 @@ export interface AttendCall extends LayerConfig {
 }
 
 /** How a cache is made; every layer says its own heads. */
-export interface CacheCall extends Pick<CacheConfig, "iterations" | "exactWindow"> {
+export interface CacheCall {
   readonly preset: string;
+  /** Of the normalization. */
+  readonly iterations: number;
+  /** Newest tokens that are kept exact beyond those of the last append. */
+  readonly exactWindow: number;
   readonly layers: readonly LayerConfig[];
 }
 

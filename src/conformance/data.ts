@@ -1,5 +1,6 @@
 /** The data of the suite, as `conformance/data` holds it: two pairs of a JSON file and the bytes that it points into. */
-import type { CacheConfig, LayerConfig } from "../config.js";
+import type { LayerConfig } from "../config.js";
+import type { CacheCall } from "./adapter.js";
 import { derivedBytes, derivedJson, goldenBytes, goldenJson } from "./inlined.js";
 import type { InputKind } from "./input.js";
 
@@ -121,7 +122,7 @@ export type Step =
 /** A life of a cache, from its making on. The one that is made is called `main`. */
 export interface CacheCase {
   readonly name: string;
-  readonly config: CacheConfig & { readonly preset: string; readonly layers: readonly LayerConfig[] };
+  readonly config: CacheCall;
   /** K and V by name, both of kind `gauss`, of the layers' kvHeads and headDim. */
   readonly tokens: Readonly<Record<string, ExactTokens>>;
   readonly steps: readonly Step[];

@@ -1,7 +1,7 @@
 /** Leads a cache through a life that the data describes. */
 import type { CacheUnderTest, ConformanceAdapter, TokenArrays } from "./adapter.js";
 import { exactTokens } from "./checks/attend.js";
-import { expectRefused, expectThat, expectFunction, NotCovered } from "./checks/check.js";
+import { expectFunction, expectRefused, expectThat, messageOf, NotCovered } from "./checks/check.js";
 import type { CacheCase, Step } from "./data.js";
 import { drawArray } from "./input.js";
 
@@ -39,16 +39,14 @@ export async function runScript(
   if (script.steps.some((step) => step.do === "save")) expectFunction(adapter, "restoreCache");
   const caches = new Map([["main", await adapter.createCache(script.config)]]);
   try {
-    for (const { do: kind } of script.steps) {
-      const method = NEEDS[kind];
-      if (method !== undefined) expectFunction(caches.get("main")!, method);
-    }
+    const needed = new Set(script.steps.flatMap((step) => NEEDS[step.do] ?? []));
+    const lacking = [...needed].filter((method) => typeof caches.get("main")![method] !== "function");
+    if (lacking.length > 0) throw new NotCovered(`lacking: the cache's ${lacking.join(", ")}`);
     for (const [i, step] of script.steps.entries()) {
       try {
         await runStep(adapter, script, caches, step, observer);
       } catch (error) {
-        if (error instanceof NotCovered) throw error;
-        throw new Error(`step ${i} (${step.do}): ${(error as Error).message}`, { cause: error });
+        throw new Error(`step ${i} (${step.do}): ${messageOf(error)}`, { cause: error });
       }
     }
   } finally {

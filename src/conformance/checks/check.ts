@@ -13,7 +13,7 @@ export interface Check {
   run(adapter: ConformanceAdapter): Promise<string>;
 }
 
-/** The adapter lacks a function; the message names it. */
+/** The adapter lacks functions; the message names them. */
 export class NotCovered extends Error {}
 
 /** Makes sure of a function that an adapter or a cache may lack. */
@@ -21,7 +21,7 @@ export function expectFunction<T extends object, K extends keyof T & string>(
   owner: T,
   name: K,
 ): asserts owner is T & Required<Pick<T, K>> {
-  if (typeof owner[name] !== "function") throw new NotCovered(`${name} is lacking`);
+  if (typeof owner[name] !== "function") throw new NotCovered(`lacking: ${name}`);
 }
 
 /** Fails unless the condition holds. */
@@ -66,6 +66,11 @@ export async function expectRefused(what: string, call: () => unknown): Promise<
     return;
   }
   throw new Error(`${what} was not refused`);
+}
+
+/** What was thrown, in words. */
+export function messageOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
 }
 
 function bytesOf(array: ArrayBufferView): Uint8Array {

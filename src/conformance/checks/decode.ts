@@ -8,7 +8,7 @@ import { layoutOf, recordInput, smallest } from "./encode.js";
 /** Relative L2 error allowed against decoding in f64: K and V may come as binary16. */
 const ALLOWED = 1e-3;
 /** How far a relative error against the input may lie from the stored one. */
-const ERROR_DRIFT = 2e-3;
+const ERROR_DRIFT = 1e-4;
 
 /** Every record there is, and records whose scales are none. */
 export function decodeChecks(): Check[] {
