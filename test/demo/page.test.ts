@@ -311,8 +311,9 @@ describe.each(browsers)("the demo in %s", (name, openBrowser) => {
     // And goes on working.
     await page.focus("#tile");
     await page.keyboard.press("Home");
-    await expect.poll(() => text(page, "#error")).toBe("");
-    await expect.poll(() => text(page, "#stages-note")).toContain("the sink");
+    await expectTile(page, fixture[2], "v", 0, { keyBits: 8, valueBits: 3, group: 128, iterations: 0 });
+    expect(await text(page, "#stages-note")).toContain("its first one, exact: the sink");
+    expect(await text(page, "#error")).toBe("");
   });
 
   it("opens a dump that is dropped, or chosen", async () => {
@@ -353,6 +354,10 @@ describe.each(browsers)("the demo in %s", (name, openBrowser) => {
     const sample = layerOf(sampleLayer(fixture[0]));
     const { total } = await measure(kvarn, [sample], options, () => undefined);
     for (const [backend, cells] of Object.entries(rows)) {
+      if (backend === "webgpu f32" && cells.length === 1 && !process.env.KVARN_REQUIRE) {
+        console.warn(`webgpu is absent in ${name}, its figures are not tested: ${cells[0]}`);
+        continue;
+      }
       expect(cells, backend).toHaveLength(7);
       const errors = cells.slice(0, 3).map(parseFloat);
       [total.error.key, total.error.value, total.error.output].forEach((error, i) => {
