@@ -54,9 +54,13 @@ export class BackendsView {
 
   async #start(prepare: () => Promise<MeasureTask>): Promise<void> {
     const timer = this.#timer;
-    const task = await prepare();
-    // Other settings may have been chosen meanwhile.
+    const task = await prepare().catch((error: unknown) => error as Error);
+    // Other settings, or another dump, may have been chosen meanwhile.
     if (timer !== this.#timer) return;
+    if (task instanceof Error) {
+      this.#status.textContent = task.message;
+      return;
+    }
     this.#describe(task);
     this.#body.classList.remove("stale");
     this.#body.replaceChildren(...CANDIDATES.map((_, index) => makeRow({ index }, "measuring …")));
