@@ -15,7 +15,7 @@ export const CANDIDATES = [
   { backend: "reference", variant: "f64" },
 ] as const satisfies readonly OpenOptions[];
 
-/** Medians over a second of work. */
+/** Medians. */
 export interface Speed {
   /** Microseconds per token. */
   readonly time: number;

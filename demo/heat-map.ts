@@ -93,7 +93,11 @@ function paint({ rows, columns, values, colors, position }: HeatMapData): HTMLCa
   return canvas;
 }
 
-/** @param length of the edge that the bars stand on @param most how long the longest is */
+/**
+ * Draws bars side by side.
+ * @param length of the edge that they stand on
+ * @param most how long the longest is
+ */
 function drawBars(
   sizes: ArrayLike<number>,
   length: number,

@@ -15,7 +15,7 @@ export interface Settings {
 const { keyBits, valueBits, group } = parsePreset();
 export const DEFAULT_SETTINGS: Settings = { keyBits, valueBits, group, iterations: DEFAULT_ITERATIONS };
 
-/** What each slider of the page can be set to. Twice the default of iterations: more change nothing that one could see. */
+/** What each slider of the page can be set to: iterations up to twice their default. */
 export const CHOICES: { readonly [Name in keyof Settings]: readonly Settings[Name][] } = {
   keyBits: BIT_WIDTHS,
   valueBits: BIT_WIDTHS,
