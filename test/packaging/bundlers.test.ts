@@ -7,12 +7,13 @@ import { rollup } from "rollup";
 import * as vite from "vite";
 import { afterAll, describe, expect, it } from "vitest";
 import webpack from "webpack";
-import { openChromium, serve } from "../support/browsers.js";
+import { browsers, listenTo, serveFolder } from "../support/browsers.js";
 import { installPackage } from "./install.js";
 import { enginesOf, expectReport, type Report } from "./report.js";
 
 const { root, remove } = installPackage(["check.js", "page.js", "index.html"]);
-const browser = await openChromium();
+const [, openChromium] = browsers.find(([name]) => name === "chromium") ?? [];
+const browser = await openChromium?.();
 afterAll(async () => {
   await browser?.close();
   remove();
@@ -75,15 +76,12 @@ const bundlers: Record<string, (out: string) => Promise<unknown[]>> = {
 
 /** Opens `folder/index.html` and returns what the page found; it has to say nothing. */
 async function runPage(folder: string): Promise<Report> {
-  const server = await serve(folder);
+  const server = await serveFolder(folder);
   const page = await browser!.newPage();
-  const noise: string[] = [];
-  page.on("console", (message) => noise.push(message.text()));
-  page.on("pageerror", (error) => noise.push(String(error)));
-  page.on("requestfailed", (request) => noise.push(request.url()));
+  const noise = listenTo(page);
   try {
-    await page.goto(`${server.url}/index.html`);
-    const report = await page.evaluate<Report>("globalThis.result");
+    await page.goto(server.url);
+    const report = (await page.evaluate("globalThis.result")) as Report;
     expect(noise).toEqual([]);
     return report;
   } finally {

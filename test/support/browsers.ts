@@ -1,59 +1,111 @@
-/** Browsers for tests, and a web server for what they load. */
-import { existsSync } from "node:fs";
-import { readFile } from "node:fs/promises";
-import { createServer } from "node:http";
-import type { AddressInfo } from "node:net";
-import { extname, join } from "node:path";
-import { type Browser, chromium } from "playwright-core";
+/**
+ * Browsers that tests drive, headless: Chromium through its own protocol, Firefox through WebDriver BiDi. One that is not
+ * installed is named and left out, unless `KVARN_REQUIRE` is set. Both get GPUs of software where Debian has put them.
+ */
+import { existsSync, readdirSync } from "node:fs";
+import { type Browser, launch, type Page } from "puppeteer-core";
+import { preview } from "vite";
 
-/** Where Debian's package puts it; `KVARN_CHROMIUM` names another place. */
-const CHROMIUM = process.env.KVARN_CHROMIUM ?? "/usr/bin/chromium";
+export type BrowserName = "chromium" | "firefox";
 
-/** Chromium with WebGPU, quiet on the network; undefined, and named, where there is none, unless `KVARN_REQUIRE` is set. */
-export async function openChromium(): Promise<Browser | undefined> {
-  if (!existsSync(CHROMIUM)) {
-    const message = `chromium is absent (${CHROMIUM}), its tests are left out`;
-    if (process.env.KVARN_REQUIRE) throw new Error(message);
-    console.warn(message);
-    return undefined;
-  }
-  return chromium.launch({
-    executablePath: CHROMIUM,
-    args: [
-      "--no-sandbox",
-      "--enable-unsafe-webgpu",
-      "--disable-background-networking",
-      "--disable-component-update",
-      "--disable-sync",
-      "--no-default-browser-check",
-      "--no-first-run",
-    ],
+const PATHS: Record<BrowserName, readonly string[]> = {
+  chromium: ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"],
+  firefox: ["/usr/bin/firefox-esr", "/usr/bin/firefox"],
+};
+
+/** Vulkan drivers that compute on the CPU. Dawn refuses Mesa's lavapipe, and SwiftShader comes with Chromium. */
+const SWIFTSHADER = "/usr/lib/chromium/vk_swiftshader_icd.json";
+const MESA_DRIVERS = "/usr/share/vulkan/icd.d";
+
+/** Nothing but what a test asks for is to go over the network. */
+const CHROMIUM_ARGUMENTS = [
+  "--no-sandbox", // Needed as root, and where the kernel allows no user namespaces.
+  "--enable-unsafe-webgpu",
+  "--disable-background-networking",
+  "--disable-component-update",
+  "--disable-domain-reliability",
+  "--disable-sync",
+  "--no-default-browser-check",
+  "--no-first-run",
+  "--no-pings",
+];
+
+const FIREFOX_PREFERENCES = {
+  "dom.webgpu.enabled": true,
+  "gfx.webgpu.ignore-blocklist": true,
+};
+
+export async function openChromium(): Promise<Browser> {
+  return launch({
+    executablePath: findBrowser("chromium"),
+    args: CHROMIUM_ARGUMENTS,
+    env: withDriver(SWIFTSHADER),
   });
 }
 
-const TYPES: Record<string, string> = {
-  ".html": "text/html; charset=utf-8",
-  ".js": "text/javascript",
-  ".json": "application/json",
-  ".map": "application/json",
-  ".wasm": "application/wasm",
-};
-
-/** Serves the files of a folder on a free port of this machine. */
-export async function serve(folder: string): Promise<{ url: string; close: () => Promise<void> }> {
-  const server = createServer((request, response) => {
-    const { pathname } = new URL(request.url ?? "/", "http://localhost");
-    readFile(join(folder, pathname.endsWith("/") ? `${pathname}index.html` : pathname)).then(
-      (body) => {
-        response.setHeader("Content-Type", TYPES[extname(pathname) || ".html"] ?? "application/octet-stream");
-        response.end(body);
-      },
-      () => response.writeHead(404).end(),
-    );
+export async function openFirefox(): Promise<Browser> {
+  const drivers = existsSync(MESA_DRIVERS) ? readdirSync(MESA_DRIVERS) : [];
+  const lavapipe = drivers.find((name) => name.startsWith("lvp_icd"));
+  return launch({
+    browser: "firefox",
+    executablePath: findBrowser("firefox"),
+    extraPrefsFirefox: FIREFOX_PREFERENCES,
+    env: withDriver(`${MESA_DRIVERS}/${lavapipe}`),
   });
-  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
-  return {
-    url: `http://127.0.0.1:${(server.address() as AddressInfo).port}`,
-    close: () => new Promise((resolve) => server.close(() => resolve())),
-  };
+}
+
+const OPEN: Record<BrowserName, () => Promise<Browser>> = { chromium: openChromium, firefox: openFirefox };
+
+/** The browsers that are here, and how to open them. */
+export const browsers = (Object.keys(OPEN) as BrowserName[]).filter(isHere).map((name) => {
+  return [name, OPEN[name]] as const;
+});
+
+function isHere(name: BrowserName): boolean {
+  try {
+    findBrowser(name);
+    return true;
+  } catch (error) {
+    if (process.env.KVARN_REQUIRE) throw error;
+    console.warn(`its tests are left out: ${(error as Error).message}`);
+    return false;
+  }
+}
+
+function findBrowser(name: BrowserName): string {
+  const path = PATHS[name].find((candidate) => existsSync(candidate));
+  if (path === undefined) throw new Error(`${name} is absent: there is none of ${PATHS[name].join(", ")}`);
+  return path;
+}
+
+function withDriver(driver: string): NodeJS.ProcessEnv {
+  return existsSync(driver) ? { ...process.env, VK_ICD_FILENAMES: driver } : process.env;
+}
+
+/** What a page says from now on: its console, errors that nothing caught, and what it could not load. */
+export function listenTo(page: Page): string[] {
+  const noise: string[] = [];
+  page.on("console", (message) => noise.push(message.text()));
+  page.on("pageerror", (error) => noise.push(String(error)));
+  page.on("requestfailed", (request) => noise.push(request.url()));
+  return noise;
+}
+
+/** A folder on an address of its own. */
+export interface Server {
+  /** Ends in a slash. */
+  readonly url: string;
+  close(): Promise<void>;
+}
+
+/** Serves the files of a folder on a free port. */
+export async function serveFolder(folder: string): Promise<Server> {
+  const server = await preview({
+    configFile: false,
+    appType: "mpa",
+    logLevel: "error",
+    build: { outDir: folder },
+    preview: { host: "127.0.0.1", port: 0 },
+  });
+  return { url: server.resolvedUrls!.local[0], close: () => server.close() };
 }
