@@ -13,7 +13,7 @@ const TOKENS = 150;
 /**
  * @param options `wasm`: what to compile, where the inlined bytes may not be; `gpu`: false to leave the GPU out
  * @returns `auto`: what `openKvarn` takes by itself; `engines`: what each engine that runs here did; `absent`: why the
- * others do not run; `mistakes`: the codes of errors in opening one
+ * others do not run; `mistakes`: the codes of errors in opening one; `runtime`: what it says of itself
  */
 export async function check({ wasm, gpu = true } = {}) {
   const auto = await openKvarn({ wasm });
@@ -42,7 +42,24 @@ export async function check({ wasm, gpu = true } = {}) {
     () => openKvarn({ backend: "wasm", wasm: 5 }),
     () => openKvarn({ backend: "reference", device: {} }),
   ]);
-  return { auto: auto.backend, engines, absent, mistakes, bytes: bytesFor(SHAPE, TOKENS).totalBytes };
+  return {
+    runtime: describeRuntime(),
+    auto: auto.backend,
+    engines,
+    absent,
+    mistakes,
+    bytes: bytesFor(SHAPE, TOKENS).totalBytes,
+  };
+}
+
+function describeRuntime() {
+  const { process, navigator } = globalThis;
+  const { bun, deno, node } = process?.versions ?? {};
+  return {
+    // Bun and Deno claim to be Node, too.
+    version: bun ?? deno ?? node ?? navigator?.userAgent ?? "",
+    float16Array: "Float16Array" in globalThis,
+  };
 }
 
 async function checkEngine(kvarn, reference) {

@@ -17,6 +17,7 @@ interface EngineReport extends BackendInfo {
 }
 
 export interface Report {
+  runtime: { version: string; float16Array: boolean };
   auto: BackendInfo;
   engines: EngineReport[];
   absent: { backend: string; variant?: string; reason: string }[];
