@@ -22,7 +22,7 @@ export interface OpenOptions {
   device?: GPUDevice;
   /** Whether `"webgpu"` may take an adapter that computes on the CPU: for tests; WASM beats it. */
   allowSoftwareAdapter?: boolean;
-  /** The WASM binary, where the inlined one may not be compiled (strict CSP, Cloudflare): `kvarn/kvarn.wasm`. */
+  /** The WASM module, where the inlined one may not be compiled (Cloudflare Workers): `kvarn/kvarn.wasm`. */
   wasm?: WasmSource;
 }
 

@@ -106,6 +106,22 @@ describe.skipIf(!browser)("a page in Chromium", () => {
     expectPage(await runPage(out));
   });
 
+  it.each([
+    ["script-src 'self'", "reference", /'wasm-unsafe-eval' in script-src/],
+    ["script-src 'self' 'wasm-unsafe-eval'", "wasm", /^SIMD/],
+  ])("under the policy %s", async (policy, kind, reason) => {
+    const out = join(root, kind);
+    mkdirSync(out);
+    const html = readFileSync(join(root, "index.html"), "utf8");
+    const meta = `<meta http-equiv="Content-Security-Policy" content="${policy}" />`;
+    writeFileSync(join(out, "index.html"), html.replace("<script", `${meta}$&`));
+    await bundlers.esbuild(out);
+    const report = await runPage(out);
+    expectReport(report);
+    expect(report.auto.kind).toBe(kind);
+    expect(report.auto.reason).toMatch(reason);
+  });
+
   it("built by none, with an import map", async () => {
     const imports = {
       kvarn: "/node_modules/kvarn/dist/index.js",
