@@ -4,7 +4,7 @@
  * unless `KVARN_REQUIRE` is set.
  */
 import { execFile } from "node:child_process";
-import { existsSync, symlinkSync, writeFileSync } from "node:fs";
+import { existsSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
 import { join, resolve } from "node:path";
 import { promisify } from "node:util";
 import * as esbuild from "esbuild";
@@ -23,11 +23,14 @@ interface Runtime {
   name: string;
   /** Runs the check there; undefined where the runtime is absent. */
   run: (() => Promise<Report>) | undefined;
+  /** Runs `kvarn report` on the fixture, where there is a command line. */
+  report?: () => Promise<{ total: { error: { output: number } } }>;
   /** Engines that have to run, beside those that run everywhere; `webgpu` where there is a GPU. */
   engines?: readonly ("webgpu" | "relaxed")[];
 }
 
 const ALL = ["webgpu", "relaxed"] as const;
+const workerd = join(installed, ".bin/workerd");
 
 const { root, remove } = installPackage([
   "check.js",
@@ -57,17 +60,25 @@ afterAll(async () => {
   remove();
 });
 
-/** Runs an executable, which has to exit by itself and to say nothing but its report. */
-async function runProgram(executable: string, args: string[], expected = /^$/): Promise<Report> {
+/** Runs an executable, which has to exit by itself and to say nothing but its report, in JSON. */
+async function runProgram<T>(executable: string, args: readonly string[], expected = /^$/): Promise<T> {
   const { stdout, stderr } = await promisify(execFile)(executable, args, { cwd: root, timeout: 200_000 });
   expect(stderr).toMatch(expected);
-  return JSON.parse(stdout) as Report;
+  return JSON.parse(stdout) as T;
 }
 
-/** An executable of `build/runtimes`, if it is there. */
-function program(path: string, args: string[], expected?: RegExp): Runtime["run"] {
-  const executable = join(installed, path);
-  return existsSync(executable) ? () => runProgram(executable, args, expected) : undefined;
+const FIXTURE = resolve("fixtures/smollm2-135m.kv.safetensors");
+const REPORT = ["node_modules/kvarn/dist/cli/main.js", "report", FIXTURE, "--backend", "wasm", "--json"];
+
+/** A runtime with a command line. Permissions are what Deno needs for each. */
+function program(name: string, executable: string, run: string[] = [], runFreely = run): Runtime {
+  if (!existsSync(executable)) return { name, run: undefined };
+  return {
+    name,
+    run: () => runProgram(executable, [...run, "main.js"]),
+    report: () => runProgram(executable, [...runFreely, ...REPORT]),
+    engines: ALL,
+  };
 }
 
 /** Runs one of `contexts.js` in a page of its own. */
@@ -85,14 +96,18 @@ async function runInBrowser(name: string, open: () => Promise<Browser>, context:
 }
 
 const runtimes: Runtime[] = [
-  { name: "Node, this one", run: () => runProgram(process.execPath, ["main.js"]), engines: ["webgpu"] },
-  { name: "Node 24", run: program("node24/bin/node", ["main.js"]), engines: ALL },
-  { name: "Node 26", run: program("node26/bin/node", ["main.js"]), engines: ALL },
-  // Without permissions.
-  { name: "Deno", run: program(".bin/deno", ["run", "--no-prompt", "main.js"]), engines: ALL },
-  { name: "Bun", run: program(".bin/bun", ["main.js"]), engines: ALL },
-  // The module given is the strict build.
-  { name: "workerd", run: program(".bin/workerd", ["test", "workerd.capnp"], /^.*TEST.*\n.*PASS.*\n$/) },
+  // Older ones have no relaxed instructions. Other tests see to its command line.
+  { ...program("Node, this one", process.execPath), engines: ["webgpu"], report: undefined },
+  program("Node 24", join(installed, "node24/bin/node")),
+  program("Node 26", join(installed, "node26/bin/node")),
+  program("Deno", join(installed, ".bin/deno"), ["run", "--no-prompt"], ["run", "--allow-all"]),
+  program("Bun", join(installed, ".bin/bun")),
+  {
+    name: "workerd",
+    run: existsSync(workerd)
+      ? () => runProgram(workerd, ["test", "workerd.capnp"], /^.*TEST.*\n.*PASS.*\n$/)
+      : undefined,
+  },
   ...["chromium", "firefox"].flatMap((browser) => {
     const [, open] = browsers.find(([name]) => name === browser) ?? [];
     return ["page", "worker", "shared worker", "service worker"].map((context): Runtime => {
@@ -107,11 +122,15 @@ const runtimes: Runtime[] = [
   }),
 ];
 
+/** What the README says of the fixture. */
+const OUTPUT_ERROR =
+  Number(/attention output error ([\d.]+) %/.exec(readFileSync("README.md", "utf8"))![1]) / 100;
+
 const reports = new Map<Runtime, Report>();
 
 describe("the package as a user installs it", () => {
   for (const runtime of runtimes) {
-    const { name, run, engines = [] } = runtime;
+    const { name, run, report: reportFixture, engines = [] } = runtime;
     if (!run && !process.env.KVARN_REQUIRE) console.warn(`${name} is absent, it is left out`);
     it.skipIf(!run && !process.env.KVARN_REQUIRE).concurrent(name, async () => {
       if (!run) throw new Error(`${name} is absent`);
@@ -123,6 +142,12 @@ describe("the package as a user installs it", () => {
       if (engines.includes("relaxed")) expect(found).toContain("wasm relaxed");
       if (engines.includes("webgpu") && process.env.KVARN_REQUIRE) expect(found).toContain("webgpu f32");
     });
+    if (reportFixture) {
+      it.concurrent(`${name}: kvarn report`, async () => {
+        const { total } = await reportFixture();
+        expect(total.error.output).toBeCloseTo(OUTPUT_ERROR, 4);
+      });
+    }
   }
 });
 
