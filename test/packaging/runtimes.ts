@@ -97,7 +97,7 @@ async function runInBrowser(name: string, open: () => Promise<Browser>, context:
 
 const runtimes: Runtime[] = [
   // Older ones have no relaxed instructions. Other tests see to its command line.
-  { ...program("Node, this one", process.execPath), engines: ["webgpu"], report: undefined },
+  { ...program("Node", process.execPath), engines: ["webgpu"], report: undefined },
   program("Node 24", join(installed, "node24/bin/node")),
   program("Node 26", join(installed, "node26/bin/node")),
   program("Deno", join(installed, ".bin/deno"), ["run", "--no-prompt"], ["run", "--allow-all"]),
