@@ -3,7 +3,7 @@
  * installed is named and left out, unless `KVARN_REQUIRE` is set. Both get GPUs of software where Debian has put them.
  */
 import { existsSync, readdirSync } from "node:fs";
-import { type Browser, launch } from "puppeteer-core";
+import { type Browser, launch, type Page } from "puppeteer-core";
 import { preview } from "vite";
 
 export type BrowserName = "chromium" | "firefox";
@@ -94,6 +94,15 @@ function findBrowser(name: BrowserName): string {
 
 function withDriver(driver: string): NodeJS.ProcessEnv {
   return existsSync(driver) ? { ...process.env, VK_ICD_FILENAMES: driver } : process.env;
+}
+
+/** What a page says from now on: its console, errors that nothing caught, and what it could not load. */
+export function listenTo(page: Page): string[] {
+  const noise: string[] = [];
+  page.on("console", (message) => noise.push(message.text()));
+  page.on("pageerror", (error) => noise.push(String(error)));
+  page.on("requestfailed", (request) => noise.push(request.url()));
+  return noise;
 }
 
 /** A folder on an address of its own. */
