@@ -55,6 +55,7 @@ export default {
   input: {
     index: "build/js/index.js",
     "reference/index": "build/js/reference/index.js",
+    "conformance/index": "build/js/conformance/index.js",
     "cli/main": "build/js/cli/main.js",
   },
   output: {

@@ -9,6 +9,9 @@ export default defineConfig({
     environment: "node",
     // GPUs of software take their time.
     testTimeout: 240_000,
+    hookTimeout: 120_000,
+    // So do the workers of a page.
+    expect: { poll: { timeout: 30_000, interval: 100 } },
     maxWorkers: "100%",
     // So that a worker's test files share a GPU device, and the kernels compiled for it.
     isolate: false,

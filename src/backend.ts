@@ -6,6 +6,7 @@
 import type { RecordLayout } from "./format.js";
 import type { GpuTensor, TensorData } from "./tensor.js";
 
+/** A GPU device, SIMD WebAssembly, or plain TypeScript. */
 export type BackendKind = "webgpu" | "wasm" | "reference";
 
 /** Whether a cache may hold so many more bytes that it does not use yet. */
@@ -27,7 +28,9 @@ export interface StoreShape {
   readonly iterations: number;
 }
 
+/** What `kvarn.normalize` makes of tiles: `balanced * rowScale * columnScale` is the tile. */
 export interface Normalized {
+  /** `[count, rows, columns]` */
   balanced: Float32Array;
   /** `[count, rows]` */
   rowScale: Float32Array;
@@ -35,6 +38,7 @@ export interface Normalized {
   columnScale: Float32Array;
 }
 
+/** What `kvarn.pack` makes of tiles: `code * scale + zero` is about the value. */
 export interface Packed {
   /** `[count, rows, columns * bits / 8]` bytes */
   codes: Uint8Array;
@@ -114,14 +118,28 @@ export interface TilePair {
   readonly record: Block;
 }
 
-/** One attention call over the tiles of a layer. */
-export interface AttendRequest {
-  /** `[queryTokens, queryHeads, headDim]`, not rotated. */
-  readonly q: TensorData | GpuTensor;
+/** The queries of one attention call, and how they are scored. */
+export interface Queries {
+  /** Consecutive tokens that ask. */
   readonly queryTokens: number;
+  /** Query heads; a multiple of the KV heads. */
   readonly queryHeads: number;
   /** Position of the first query token; the others follow. A query sees tokens up to its own position. */
   readonly position: number;
+  /** A query sees so many tokens, its own the last. Infinity: all. */
+  readonly slidingWindow: number;
+  /** 0: none. */
+  readonly softCap: number;
+  /** `[queryHeads]` */
+  readonly sinkLogits: Float32Array | undefined;
+  /** Factor on `q . k`. */
+  readonly softmaxScale: number;
+}
+
+/** One attention call over the tiles of a layer. */
+export interface AttendRequest extends Queries {
+  /** `[queryTokens, queryHeads, headDim]`, not rotated. */
+  readonly q: TensorData | GpuTensor;
   /**
    * The visible encoded tiles. The same array as in the last call where they are the same; together with the exact ones
    * gapless from the first visible token to the last query's position.
@@ -129,11 +147,6 @@ export interface AttendRequest {
   readonly records: readonly Segment[];
   /** The visible exact tiles. */
   readonly exact: readonly Segment[];
-  readonly slidingWindow: number;
-  /** 0: none. */
-  readonly softCap: number;
-  readonly sinkLogits: Float32Array | undefined;
-  readonly softmaxScale: number;
   /** `[queryTokens, queryHeads, headDim]` */
   readonly out: Float32Array | GpuTensor;
 }

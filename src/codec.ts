@@ -18,6 +18,7 @@ import { asTensorData, checkLength, checkOut, type Tensor } from "./tensor.js";
 export interface RecordOptions {
   /** Default `k4v2_g128`. */
   preset?: string;
+  /** Key/value heads; a record holds a tile of one. */
   kvHeads: number;
   /** A multiple of 16 from 16 to 512. */
   headDim: number;
@@ -25,6 +26,7 @@ export interface RecordOptions {
   padding?: RecordPadding;
 }
 
+/** How `kvarn.encode` encodes. */
 export interface EncodeOptions extends RecordOptions {
   /** Steps of the normalization: 0 (plain rounding) to 64. Default 8. */
   iterations?: number;
@@ -32,9 +34,18 @@ export interface EncodeOptions extends RecordOptions {
   out?: Uint8Array;
 }
 
+/** Keys and values: `[tokens, kvHeads, headDim]` each. */
+export interface KeysAndValues {
+  /** Keys. */
+  k: Float32Array;
+  /** Values. */
+  v: Float32Array;
+}
+
+/** How `kvarn.decode` decodes. */
 export interface DecodeOptions extends RecordOptions {
-  /** Where to put K and V, `[tokens, kvHeads, headDim]` each. */
-  out?: { k: Float32Array; v: Float32Array };
+  /** Where to put K and V. */
+  out?: KeysAndValues;
 }
 
 /** See `Kvarn.encode`. */

@@ -19,6 +19,7 @@ export interface LayerConfig {
   softmaxScale?: number;
 }
 
+/** What `kvarn.createCache` makes. What layers have in common stands beside `layers`. */
 export interface CacheConfig extends Partial<LayerConfig> {
   /** `k{b}v{b}_g{64|128}`, b one of 2, 3, 4, 5, 6, 8. Default `k4v2_g128`. */
   preset?: string;

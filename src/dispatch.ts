@@ -6,6 +6,7 @@ import { openWasmBackend, type WasmSource } from "./wasm/index.js";
 import { type AdapterInfo, openWebGpuBackend } from "./webgpu/index.js";
 import { referenceBackend } from "./reference/index.js";
 
+/** What to open; by default whatever is fastest here. */
 export interface OpenOptions {
   /**
    * `"auto"` (default) takes the fastest that runs here and never fails for want of one; another name takes that one or
@@ -21,13 +22,15 @@ export interface OpenOptions {
   device?: GPUDevice;
   /** Whether `"webgpu"` may take an adapter that computes on the CPU: for tests; WASM beats it. */
   allowSoftwareAdapter?: boolean;
-  /** The WASM binary, where the inlined one may not be compiled (strict CSP, Cloudflare): `kvarn/kvarn.wasm`. */
+  /** The WASM module, where the inlined one may not be compiled (Cloudflare Workers): `kvarn/kvarn.wasm`. */
   wasm?: WasmSource;
 }
 
 /** What an engine runs on. */
 export interface BackendInfo {
+  /** Which of the backends. */
   kind: BackendKind;
+  /** Which build or arithmetic of it, as {@link OpenOptions.variant} names them. */
   variant: string;
   /** Why this one, and why not those that would have come before it. */
   reason: string;

@@ -31,6 +31,7 @@ export type KvarnErrorCode =
 
 /** The one error type of this package. `message` names the argument, what it was and what is allowed. */
 export class KvarnError extends Error {
+  /** What went wrong, for programs. */
   readonly code: KvarnErrorCode;
 
   constructor(code: KvarnErrorCode, message: string, options?: ErrorOptions) {

@@ -4,25 +4,33 @@
 import { describe, KvarnError } from "./errors.js";
 
 /** Bits per code that a record can hold. */
-export const BIT_WIDTHS = [2, 3, 4, 5, 6, 8] as const;
-export type Bits = (typeof BIT_WIDTHS)[number];
+export type Bits = 2 | 3 | 4 | 5 | 6 | 8;
+export const BIT_WIDTHS: readonly Bits[] = [2, 3, 4, 5, 6, 8];
 
 /** Tokens per tile. */
-export const GROUPS = [64, 128] as const;
-export type Group = (typeof GROUPS)[number];
+export type Group = 64 | 128;
+export const GROUPS: readonly Group[] = [64, 128];
 
 /** The preset of a cache or codec call that names none. */
 export const DEFAULT_PRESET = "k4v2_g128";
 
+/** How tiles are encoded, made by {@link parsePreset}. */
 export interface Preset {
   /** `k{keyBits}v{valueBits}_g{group}`. */
   readonly name: string;
+  /** Bits per code of K. */
   readonly keyBits: Bits;
+  /** Bits per code of V. */
   readonly valueBits: Bits;
+  /** Tokens per tile. */
   readonly group: Group;
 }
 
-/** Reads a preset string: `k{b}v{b}_g{64|128}` with b one of 2, 3, 4, 5, 6, 8. */
+/**
+ * Reads a preset string: `k{b}v{b}_g{64|128}` with b one of 2, 3, 4, 5, 6, 8.
+ * @param name default `k4v2_g128`
+ * @throws {KvarnError} `unsupported-preset`
+ */
 export function parsePreset(name: unknown = DEFAULT_PRESET): Preset {
   const match = typeof name === "string" ? /^k([234568])v([234568])_g(64|128)$/.exec(name) : null;
   if (!match) {
@@ -77,9 +85,13 @@ export function rotationBlock(headDim: number): number {
 
 /** Byte offsets of one record: a K tile and its V tile. All scales are binary16, little-endian. */
 export interface RecordLayout {
+  /** Channels of one head. */
   readonly headDim: number;
+  /** Tokens of one tile. */
   readonly group: number;
+  /** Bits per code of K. */
   readonly keyBits: number;
+  /** Bits per code of V. */
   readonly valueBits: number;
   /** `[headDim, group]` codes of keyBits each. */
   readonly kCodes: number;

@@ -5,8 +5,8 @@
 export { type BackendInfo, type OpenOptions, openKvarn } from "./dispatch.js";
 export type { BackendKind, Normalized, Packed } from "./backend.js";
 export { bytesFor, type CacheBytes } from "./bytes.js";
-export type { CacheMemory, CommandOptions, KvarnCache } from "./cache/cache.js";
-export type { DecodeOptions, EncodeOptions, RecordOptions } from "./codec.js";
+export type { CacheMemory, CommandOptions, KvarnCache, TokenRange } from "./cache/cache.js";
+export type { DecodeOptions, EncodeOptions, KeysAndValues, RecordOptions } from "./codec.js";
 export type { CacheConfig, LayerConfig } from "./config.js";
 export { KvarnError, type KvarnErrorCode } from "./errors.js";
 export {

@@ -7,7 +7,9 @@ import { asTensorData, checkLength, checkOut, findNonFinite, type Tensor, toFloa
 
 /** Rows and columns of tiles: each a multiple of 16 from 16 to 512, together at most 65,536 elements (512 x 128). */
 export interface TileOptions {
+  /** Channels for K, tokens for V. */
   rows: number;
+  /** Tokens for K, channels for V. */
   columns: number;
 }
 
@@ -75,6 +77,7 @@ export async function pack(
 }
 
 export interface UnpackOptions extends TileOptions {
+  /** Bits per code: 2, 3, 4, 5, 6 or 8. */
   bits: number;
 }
 

@@ -1,3 +1,4 @@
+/// <reference lib="esnext.disposable" preserve="true" />
 /** The engine that callers hold: one backend and everything that it can do. */
 import type { Backend, Normalized, Packed } from "./backend.js";
 import type { BackendInfo } from "./dispatch.js";
@@ -102,13 +103,10 @@ export class Kvarn {
   }
 
   /**
-   * What records hold: K and V, `[tokens, kvHeads, headDim]` each, rotated back.
+   * What records hold, rotated back.
    * @throws {KvarnError} as {@link encode}, and `corrupt-data` for NaN or infinite scales
    */
-  async decode(
-    records: Uint8Array,
-    options: codec.DecodeOptions,
-  ): Promise<{ k: Float32Array; v: Float32Array }> {
+  async decode(records: Uint8Array, options: codec.DecodeOptions): Promise<codec.KeysAndValues> {
     return codec.decode(this.#open(), records, options);
   }
 
@@ -161,6 +159,7 @@ export class Kvarn {
     this.#engine.dispose();
   }
 
+  /** For `await using`. */
   async [Symbol.asyncDispose](): Promise<void> {
     this.dispose();
   }

@@ -3,8 +3,11 @@ import { fromHalf } from "./half.js";
 
 /** What `Float16Array` offers of what is used here; Node 20 and the ES2023 library do not have the type. */
 export interface Float16ArrayLike extends ArrayBufferView {
+  /** Elements. */
   readonly length: number;
+  /** 2 */
   readonly BYTES_PER_ELEMENT: number;
+  /** What tells it from other arrays. */
   readonly [Symbol.toStringTag]: "Float16Array";
   [index: number]: number;
 }
@@ -21,7 +24,9 @@ export interface GpuTensor {
   readonly buffer: GPUBuffer;
   /** Bytes, a multiple of 4. Default 0. */
   readonly offset?: number;
+  /** Of the elements; f16 is binary16. */
   readonly type: "f32" | "f16";
+  /** Tokens that lie there, one after another. */
   readonly tokens: number;
 }
 

@@ -1,4 +1,4 @@
-import { describe, expect, it } from "vitest";
+import { describe, expect, it, vi } from "vitest";
 import { type BenchResult, runBench } from "../bench/bench.js";
 import { cases } from "../bench/cases.js";
 import { Source } from "../bench/data.js";
@@ -77,6 +77,27 @@ describe("compare", () => {
     expect(ours).toBeLessThan(200);
     expect(baseline).toBeGreaterThanOrEqual(9);
     expect(relative).toBeGreaterThan(1);
+  });
+
+  it("takes enough calls where the clock goes in whole milliseconds", async () => {
+    const exact = performance.now.bind(performance);
+    vi.spyOn(performance, "now").mockImplementation(() => Math.floor(exact()));
+    let calls = 0;
+    const spin = (ms: number): void => {
+      if (++calls > 100_000) throw new Error("endless");
+      for (const end = exact() + ms; exact() < end;);
+    };
+    try {
+      const timing = await compare(
+        { run: () => spin(0.1) },
+        { run: () => spin(0.05) },
+        { warmUpMs: 40, sampleMs: 20, totalMs: 100, leastSamples: 3 },
+      );
+      expect(timing.ours).toBeGreaterThan(0.08);
+      expect(timing.relative).toBeGreaterThan(1);
+    } finally {
+      vi.restoreAllMocks();
+    }
   });
 });
 

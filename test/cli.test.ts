@@ -3,8 +3,9 @@ import { existsSync, readFileSync } from "node:fs";
 import { PassThrough } from "node:stream";
 import { fileURLToPath } from "node:url";
 import { hasGpu } from "./support/engines.js";
-import { describe, expect, it } from "vitest";
+import { describe, expect, it, vi } from "vitest";
 import { runCli } from "../src/cli/cli.js";
+import type { ConformanceResult } from "../src/cli/conformance.js";
 import type { DoctorReport } from "../src/cli/doctor.js";
 import { selfCheck } from "../src/cli/self-check.js";
 import { openKvarn } from "../src/dispatch.js";
@@ -46,7 +47,7 @@ describe("kvarn", () => {
     expect(stderr).toContain(`kvarn: ${message}\n\nUsage: kvarn COMMAND [options]\n`);
   });
 
-  it.each(["report", "doctor"])("explains %s, wherever --help stands", async (command) => {
+  it.each(["report", "doctor", "conformance"])("explains %s, wherever --help stands", async (command) => {
     for (const args of [["--help"], ["-h"], ["x", "--help"], ["--no-such-option", "--help"]]) {
       const { status, stdout, stderr } = await run(command, ...args);
       expect({ status, stderr }).toEqual({ status: 0, stderr: "" });
@@ -215,5 +216,62 @@ describe.skipIf(!existsSync(built))("the built command", () => {
 
   it("is quiet when its reader has gone", async () => {
     expect(await start(["doctor"], true)).toEqual({ status: 0, stdout: "", stderr: "" });
+  });
+});
+
+describe("kvarn conformance", () => {
+  it("prints a table of what runs and why the rest does not", async () => {
+    const { status, stdout, stderr } = await run("conformance", "--backend", "wasm");
+    expect({ status, stderr }).toEqual({ status: 0, stderr: "" });
+    const titles = /^ +backend +rotate +normalize +pack +encode +decode +attend +cache$/m;
+    expect(stdout).toMatch(titles);
+    for (const variant of ["strict", "strict-f32", "relaxed", "relaxed-f32"]) {
+      expect(stdout).toMatch(
+        new RegExp(`^( *wasm ${variant}( +\\d+){7}|wasm ${variant} does not run: .*)$`, "m"),
+      );
+    }
+    expect(stdout).toMatch(/^\d+ passed, 0 failed\n$/m);
+    expect(stdout).not.toContain("reference");
+  });
+
+  it("prints every check as JSON", async () => {
+    const { status, stdout } = await run("conformance", "--backend", "reference", "--json");
+    expect(status).toBe(0);
+    const { kvarn, backends } = JSON.parse(stdout) as ConformanceResult;
+    expect(kvarn).toBe(version);
+    expect(backends).toHaveLength(1);
+    const [{ kind, variant, problem, report }] = backends;
+    expect({ kind, variant, problem }).toEqual({ kind: "reference", variant: "f64", problem: null });
+    expect(report!.counts).toEqual({ passed: report!.checks.length, failed: 0, notCovered: 0 });
+  });
+
+  it("exits with 1 and names the check when one fails", async () => {
+    const pack = vi.spyOn(Kvarn.prototype, "pack").mockRejectedValue(new Error("planted"));
+    try {
+      const { status, stdout } = await run("conformance", "--backend", "reference");
+      expect(status).toBe(1);
+      expect(stdout).toMatch(/^reference f64: pack, 2 bits: failed: planted$/m);
+      expect(stdout).toMatch(/^ *reference f64 +\d+ +\d+ +0 of 6 /m);
+      expect(stdout).toMatch(/^\d+ passed, 6 failed$/m);
+    } finally {
+      pack.mockRestore();
+    }
+  });
+
+  it("exits with 1 when nothing of the backend asked for runs", async () => {
+    const open = vi.spyOn(WebAssembly, "validate").mockReturnValue(false);
+    try {
+      const { status, stdout } = await run("conformance", "--backend", "wasm");
+      expect(status).toBe(1);
+      expect(stdout).toMatch(/^wasm strict does not run: /m);
+    } finally {
+      open.mockRestore();
+    }
+  });
+
+  it("refuses backends that there are not", async () => {
+    const { status, stderr } = await run("conformance", "--backend", "cuda");
+    expect(status).toBe(2);
+    expect(stderr).toContain("kvarn: --backend takes webgpu, wasm or reference, got 'cuda'");
   });
 });

@@ -299,7 +299,7 @@ describe("openKvarn where WebAssembly does not do", () => {
     [
       "compiling is refused",
       () => vi.spyOn(WebAssembly, "compile").mockRejectedValue(blocked()),
-      /the strict module cannot be compiled here \(CompileError: blocked by a .*pass a compiled kvarn\/kvarn\.wasm/,
+      /the strict module cannot be compiled here \(CompileError: blocked by a .*pass kvarn\/kvarn\.wasm/,
     ],
     [
       "compiling throws",

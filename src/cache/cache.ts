@@ -1,3 +1,4 @@
+/// <reference lib="esnext.disposable" preserve="true" />
 /**
  * The cache over all layers: what callers see. Layers keep the tiles; the kernels and the memory are the backend's.
  */
@@ -40,6 +41,14 @@ const MAX_QUERY = 1e20;
 
 /** The most that a cache may hold for what it uses, as a factor. */
 const RESERVE_LIMIT = 1.25;
+
+/** Consecutive tokens of a layer. */
+export interface TokenRange {
+  /** Position of the first. */
+  start: number;
+  /** Position behind the last. */
+  end: number;
+}
 
 /** How `append` and `attend` are recorded on a GPU. */
 export interface CommandOptions {
@@ -266,7 +275,7 @@ export class KvarnCache {
   }
 
   /** The tokens, from `start` to before `end`, whose records {@link exportRecords} returns; the same when none. */
-  recordRange(layer: number): { start: number; end: number } {
+  recordRange(layer: number): TokenRange {
     return this.#layer(layer).recordRange;
   }
 
@@ -304,6 +313,7 @@ export class KvarnCache {
     if (this.#open.delete(this)) for (const layer of this.#layers) layer.dispose();
   }
 
+  /** For `await using`. */
   async [Symbol.asyncDispose](): Promise<void> {
     this.dispose();
   }

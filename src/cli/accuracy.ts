@@ -76,7 +76,8 @@ export function meanOfWorst1Percent(values: Float64Array): number | null {
   return sum(worst) / worst.length;
 }
 
-function deviation(actual: ArrayLike<number>, expected: ArrayLike<number>): Deviation {
+/** Sums up by how much `actual` differs from `expected`. */
+export function deviation(actual: ArrayLike<number>, expected: ArrayLike<number>): Deviation {
   const result = { error: 0, energy: 0 };
   for (let i = 0; i < expected.length; i++) {
     result.error += (actual[i] - expected[i]) ** 2;

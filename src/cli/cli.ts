@@ -1,11 +1,12 @@
 /** The `kvarn` command: finds the subcommand and turns errors into messages and exit statuses. */
 import { KvarnError } from "../errors.js";
 import { type Command, InputError, type Streams, UsageError } from "./command.js";
+import { conformanceCommand } from "./conformance.js";
 import { doctorCommand } from "./doctor.js";
 import { reportCommand } from "./report.js";
 import { packageVersion } from "./version.js";
 
-const commands: readonly Command[] = [reportCommand, doctorCommand];
+const commands: readonly Command[] = [reportCommand, doctorCommand, conformanceCommand];
 
 const usage = `Usage: kvarn COMMAND [options]
 

@@ -2,20 +2,13 @@
 import type { BackendKind } from "../backend.js";
 import { type BackendInfo, openKvarn } from "../dispatch.js";
 import type { Kvarn } from "../kvarn.js";
-import { VARIANTS } from "../wasm/module.js";
 import { type AdapterInfo, nameOf } from "../webgpu/index.js";
+import { CANDIDATES } from "./candidates.js";
 import { type Command, parseOptions, type Streams } from "./command.js";
 import { inspectRuntime, type RuntimeInfo } from "./runtime.js";
 import { type SelfCheck, selfCheck } from "./self-check.js";
 import { wrap } from "./text.js";
 import { packageVersion } from "./version.js";
-
-/** All that there is to try. */
-const CANDIDATES: readonly { kind: BackendKind; variant: string }[] = [
-  { kind: "webgpu", variant: "f32" },
-  ...VARIANTS.map((variant) => ({ kind: "wasm", variant }) as const),
-  { kind: "reference", variant: "f64" },
-];
 
 /** A backend's variant, tried. */
 export interface Diagnosis {

@@ -1,4 +1,4 @@
-import type { AttendRequest } from "../backend.js";
+import type { Queries } from "../backend.js";
 import { visibleFrom } from "../cache/schedule.js";
 import { type TensorData, toFloat32 } from "../tensor.js";
 import type { TokenRows } from "./record.js";
@@ -8,6 +8,7 @@ import { rotate } from "./rotate.js";
 export interface TokenRun {
   /** Position of the first. */
   readonly start: number;
+  /** How many. */
   readonly tokens: number;
   /** At least `tokens` tokens of one KV head. */
   read(kvHead: number): TokenRows;
@@ -20,11 +21,11 @@ export interface TokenRun {
  * `floor(h / (queryHeads / kvHeads))`. Sink logits enter the denominator as they are, neither scaled nor capped.
  *
  * Source: arXiv 2606.03458 attends in the rotated frame like this; soft cap as in Gemma 2, sink logits as in gpt-oss.
- * @param request whose `out` is filled
+ * @param request `q`, not rotated, and `out`, which is filled: `[queryTokens, queryHeads, headDim]`
  * @param runs covering whatever the queries see, in any order
  */
 export function attend(
-  request: Omit<AttendRequest, "records" | "exact" | "q" | "out"> & { q: TensorData; out: Float32Array },
+  request: Queries & { q: TensorData; out: Float32Array },
   kvHeads: number,
   headDim: number,
   runs: readonly TokenRun[],

@@ -26,6 +26,8 @@ import { dequantize, packCodes, quantize, unpackCodes } from "./pack.js";
 import { decodeRecord, encodeRecord, type TokenRows } from "./record.js";
 import { rotate } from "./rotate.js";
 
+export type { Queries } from "../backend.js";
+export type { TensorData } from "../tensor.js";
 export { attend, type TokenRun } from "./attend.js";
 export { normalize, type NormalizedTile } from "./normalize.js";
 export { dequantize, packCodes, quantize, type Quantized, unpackCodes } from "./pack.js";
@@ -34,7 +36,10 @@ export { rotate } from "./rotate.js";
 
 const MOST_BYTES = 2 ** 32;
 
-/** A backend of the kernels in this folder: f64 where the method leaves the precision open. Slow; needs nothing. */
+/**
+ * A backend of the kernels in this folder: f64 where the method leaves the precision open. Slow; needs nothing.
+ * @internal Callers use `openKvarn`.
+ */
 export function referenceBackend(): Backend {
   return new ReferenceBackend();
 }

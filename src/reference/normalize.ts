@@ -99,11 +99,13 @@ function spread(std: Float64Array): number {
   return Math.max(...std) / Math.max(Math.min(...std), LEAST_STD);
 }
 
-function columnDeviations(tile: Float64Array, rows: number, columns: number): Float64Array {
+/** Standard deviation of each column. */
+export function columnDeviations(tile: Float64Array, rows: number, columns: number): Float64Array {
   return Float64Array.from({ length: columns }, (_, column) => deviation(tile, column, columns, rows));
 }
 
-function rowDeviations(tile: Float64Array, rows: number, columns: number): Float64Array {
+/** Standard deviation of each row. */
+export function rowDeviations(tile: Float64Array, rows: number, columns: number): Float64Array {
   return Float64Array.from({ length: rows }, (_, row) => deviation(tile, row * columns, 1, columns));
 }
 

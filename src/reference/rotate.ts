@@ -3,7 +3,7 @@ import { rotationBlock } from "../format.js";
 /**
  * Rotates rows by the normalized Walsh-Hadamard matrix (Sylvester order, no random signs): `y = x H / sqrt(n)`. It is
  * its own inverse. `n` is `headDim` for powers of two; other heads are rotated in contiguous blocks of
- * {@link rotationBlock}.
+ * their largest power-of-two divisor.
  *
  * All arithmetic is f32, one addition at a time, strides 1, 2, 4, …, and one multiplication at the end: an engine that
  * does the same operations in this order gets the same bits.

@@ -153,8 +153,9 @@ async function compileInlined(build: "strict" | "relaxed"): Promise<WebAssembly.
   } catch (cause) {
     compiled.delete(build);
     throw unavailable(
-      `the ${build} module cannot be compiled here (${String(cause)}); where a content security policy forbids ` +
-        "compiling bytes, pass a compiled kvarn/kvarn.wasm as `wasm`",
+      `the ${build} module cannot be compiled here (${String(cause)}); a content security policy must have ` +
+        "'wasm-unsafe-eval' in script-src, and where modules come with the program alone (Cloudflare Workers), pass " +
+        "kvarn/kvarn.wasm as `wasm`",
       cause,
     );
   }

@@ -53,11 +53,15 @@ async function loadDawn(): Promise<Entry> {
   return { gpu, by: "the npm package webgpu" };
 }
 
-/** What callers see of the adapter. */
+/** The GPU adapter; names as it gives them, empty where the runtime keeps them to itself. */
 export interface AdapterInfo {
+  /** Such as `nvidia`. */
   vendor: string;
+  /** A family of devices, such as `hopper`. */
   architecture: string;
+  /** An identifier that the vendor gave. */
   device: string;
+  /** For people to read. */
   description: string;
   /** Whether it computes on the CPU. */
   software: boolean;
