@@ -12,6 +12,8 @@ export default defineConfig(
       "assembly/",
       "bench/baseline/",
       "build/",
+      "conformance/rust/target/",
+      "conformance/rust/web/pkg/",
       "dist/",
       "fixtures/",
       "src/**/*inlined.ts",
