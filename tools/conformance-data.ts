@@ -618,4 +618,5 @@ const CACHE: readonly CacheCase[] = [
   life("groups of 128 tokens", [append(0, 300), append(300, 3), attend(8032, 2), ...ENDS], {
     preset: "k4v2_g128",
   }),
+  life("a tile is due as soon as it is full", [append(0, 128), flush(), records(), append(128, 64), ...ENDS]),
 ];
