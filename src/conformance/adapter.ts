@@ -9,18 +9,23 @@ export type Awaitable<T> = T | Promise<T>;
 export interface RecordShape {
   /** `k{bits of K}v{bits of V}_g{tokens per tile}` */
   readonly preset: string;
+  /** Heads of K and V: so many records a tile. */
   readonly kvHeads: number;
+  /** Channels of a head. */
   readonly headDim: number;
 }
 
 /** Tokens of K and V, `[tokens, kvHeads, headDim]` each, not rotated. */
 export interface TokenArrays {
+  /** The keys, after RoPE. */
   readonly k: Float32Array;
+  /** The values. */
   readonly v: Float32Array;
 }
 
 /** One attention over a sink, records and a tail, in this order of positions. */
 export interface AttendCall extends LayerConfig {
+  /** Of the records. */
   readonly preset: string;
   /** Exact tokens before the records: one tile, or none. The implementation rotates and rounds them. */
   readonly sink: TokenArrays;
@@ -34,11 +39,13 @@ export interface AttendCall extends LayerConfig {
 
 /** How a cache is made; every layer says its own heads. */
 export interface CacheCall {
+  /** `k{bits of K}v{bits of V}_g{tokens per tile}` */
   readonly preset: string;
   /** Of the normalization. */
   readonly iterations: number;
   /** Newest tokens that are kept exact beyond those of the last append. */
   readonly exactWindow: number;
+  /** From the first to the last. */
   readonly layers: readonly LayerConfig[];
 }
 
@@ -60,6 +67,7 @@ export interface CacheUnderTest {
   serialize?(): Awaitable<Uint8Array>;
   /** The records of a layer's encoded tiles, unpadded, in token order. */
   exportRecords?(layer: number): Awaitable<Uint8Array>;
+  /** Gives back what it holds. */
   dispose?(): Awaitable<unknown>;
 }
 
@@ -90,7 +98,10 @@ export interface ConformanceAdapter {
     tile: Float32Array,
     options: { readonly rows: number; readonly columns: number; readonly bits: number },
   ): Awaitable<Packed>;
+  /** Attention, `[queries, queryHeads, headDim]`. */
   attend?(call: AttendCall): Awaitable<Float32Array>;
+  /** Makes an empty cache. */
   createCache?(config: CacheCall): Awaitable<CacheUnderTest>;
+  /** Makes a cache of what {@link CacheUnderTest.serialize} returned. */
   restoreCache?(bytes: Uint8Array): Awaitable<CacheUnderTest>;
 }

@@ -16,5 +16,5 @@ export type {
 export type { LayerConfig } from "../config.js";
 export type { Normalized, Packed } from "../backend.js";
 export { adapterOf } from "./kvarn.js";
-export type { CheckResult, ConformanceReport, Subject } from "./report.js";
-export { runConformance } from "./run.js";
+export { type CheckResult, type ConformanceReport, type Subject, SUBJECTS } from "./report.js";
+export { type ConformanceOptions, runConformance } from "./run.js";

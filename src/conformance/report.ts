@@ -2,11 +2,14 @@
 
 /** The parts of the method that are checked. */
 export const SUBJECTS = ["rotate", "normalize", "pack", "encode", "decode", "attend", "cache"] as const;
+/** The name of a part of the method. */
 export type Subject = (typeof SUBJECTS)[number];
 
 /** What came of one check. */
 export interface CheckResult {
+  /** What it is about. */
   readonly subject: Subject;
+  /** Its name, once only within a subject. */
   readonly name: string;
   /** `"not covered"`: the adapter lacks a function that the check needs. */
   readonly status: "passed" | "failed" | "not covered";
@@ -18,7 +21,16 @@ export interface CheckResult {
 export interface ConformanceReport {
   /** Whether nothing failed. What was not covered says nothing either way. */
   readonly passed: boolean;
-  readonly counts: { readonly passed: number; readonly failed: number; readonly notCovered: number };
+  /** How many checks came to what. */
+  readonly counts: {
+    /** Those that found what they should. */
+    readonly passed: number;
+    /** Those that did not, or that threw. */
+    readonly failed: number;
+    /** Those that lack a function of the adapter. */
+    readonly notCovered: number;
+  };
+  /** In the order in which they ran. */
   readonly checks: readonly CheckResult[];
 }
 

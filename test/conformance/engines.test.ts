@@ -1,6 +1,11 @@
 /** Every backend here passes the whole suite, and the suite says what it could not see. */
 import { afterAll, describe, expect, it } from "vitest";
-import { adapterOf, type ConformanceAdapter, runConformance } from "../../src/conformance/index.js";
+import {
+  adapterOf,
+  type ConformanceAdapter,
+  runConformance,
+  type Subject,
+} from "../../src/conformance/index.js";
 import { openKvarn } from "../../src/index.js";
 import { openEngines } from "../support/engines.js";
 
@@ -64,6 +69,21 @@ describe("a report", () => {
     const lacking = details.flatMap((detail) => detail.replace("lacking: the cache's ", "").split(", "));
     expect(new Set(lacking)).toEqual(new Set(["exportRecords", "truncate", "fork", "serialize"]));
     expect(report.counts.failed).toBe(0);
+    kvarn.dispose();
+  });
+
+  it("holds the subjects asked for alone, in the order of the method", async () => {
+    const kvarn = await openKvarn({ backend: "wasm" });
+    const { checks, counts } = await runConformance(adapterOf(kvarn), { subjects: ["pack", "rotate"] });
+    expect([...new Set(checks.map(({ subject }) => subject))]).toEqual(["rotate", "pack"]);
+    expect(counts).toEqual({ passed: 10, failed: 0, notCovered: 0 });
+    for (const subjects of [[], ["rotate", "unpack"]]) {
+      await expect(
+        runConformance(adapterOf(kvarn), { subjects: subjects as Subject[] }),
+      ).rejects.toMatchObject({
+        code: "invalid-argument",
+      });
+    }
     kvarn.dispose();
   });
 
