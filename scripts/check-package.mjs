@@ -1,5 +1,5 @@
 // Checks what would be published: the npm package's metadata, types and size, the API documentation, and the JSR package
-// where Deno is there (KVARN_DENO names its executable). With KVARN_REQUIRE set, an absent Deno is a failure.
+// where Deno is there (KVARN_DENO names its executable). With KVARN_REQUIRE set, an absent Deno is a failure. Needs `dist`.
 import { spawnSync } from "node:child_process";
 import { mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -10,7 +10,8 @@ const deno = process.env.KVARN_DENO ?? "deno";
 const failed = [];
 
 try {
-  check("npm", "pack", "--silent", "--pack-destination", folder);
+  // Without scripts: they would build anew.
+  check("npm", "pack", "--ignore-scripts", "--silent", "--pack-destination", folder);
   const [tarball] = readdirSync(folder).map((file) => join(folder, file));
   check("publint", "run", tarball, "--strict");
   // Packages that only import have no CommonJS. What importing a .wasm gives is the bundler's to say.

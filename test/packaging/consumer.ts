@@ -14,6 +14,7 @@ import {
   parsePreset,
   recordLayout,
 } from "kvarn";
+import { adapterOf, type ConformanceReport, runConformance } from "kvarn/conformance";
 import { encodeRecord, rotate, type TokenRows } from "kvarn/reference";
 
 type Same<A, B> = (<T>() => T extends A ? 1 : 2) extends <T>() => T extends B ? 1 : 2 ? true : false;
@@ -53,6 +54,14 @@ export function sizes(rows: TokenRows): number {
   return (
     encodeRecord(rows, layout, 8).length + rotate(new Float32Array(64), 64)[0] + bytesFor(config, 9).ratio
   );
+}
+
+export async function conforms(kvarn: Kvarn): Promise<boolean> {
+  const report = await runConformance(adapterOf(kvarn), { subjects: ["encode", "decode"] });
+  same<typeof report, ConformanceReport>();
+  // @ts-expect-error an adapter decodes, too
+  await runConformance({ encode: () => new Uint8Array(0) });
+  return report.passed;
 }
 
 export async function mistakes(kvarn: Kvarn, cache: KvarnCache): Promise<void> {
