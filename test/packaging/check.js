@@ -1,9 +1,10 @@
 /**
- * What a program that uses the package does, in any JavaScript runtime: opens every backend that is there, compares its
- * results with the reference backend's, makes mistakes on purpose, and disposes of everything. It imports `kvarn` by
- * name, touches nothing but the language, and returns plain JSON.
+ * What a program that uses the package does, in any JavaScript runtime: opens every backend that is there, runs the
+ * conformance suite on it, makes mistakes on purpose, and disposes of everything. It imports `kvarn` by name, touches
+ * nothing but the language, and returns plain JSON.
  */
 import { bytesFor, KvarnError, openKvarn } from "kvarn";
+import { adapterOf, runConformance } from "kvarn/conformance";
 import { rotate } from "kvarn/reference";
 
 const SHAPE = { preset: "k4v2_g64", queryHeads: 4, kvHeads: 2, headDim: 64, layers: 1 };
@@ -11,14 +12,14 @@ const SHAPE = { preset: "k4v2_g64", queryHeads: 4, kvHeads: 2, headDim: 64, laye
 const TOKENS = 150;
 
 /**
- * @param options `wasm`: what to compile, where the inlined bytes may not be; `gpu`: false to leave the GPU out
+ * @param options `wasm`: what to compile, where the inlined bytes may not be; `gpu`: false to leave the GPU out;
+ * `subjects`: by kind of backend, those of the suite to run, where it is not to run as a whole
  * @returns `auto`: what `openKvarn` takes by itself; `engines`: what each engine that runs here did; `absent`: why the
  * others do not run; `mistakes`: the codes of errors in opening one; `runtime`: what it says of itself
  */
-export async function check({ wasm, gpu = true } = {}) {
+export async function check({ wasm, gpu = true, subjects = {} } = {}) {
   const auto = await openKvarn({ wasm });
   auto.dispose();
-  const reference = await openKvarn({ backend: "reference" });
   const engines = [];
   const absent = [];
   for (const options of [
@@ -28,14 +29,14 @@ export async function check({ wasm, gpu = true } = {}) {
     { backend: "wasm", variant: "relaxed", wasm },
     { backend: "reference" },
   ]) {
+    const { backend, variant } = options;
     try {
-      engines.push(await checkEngine(await openKvarn(options), reference));
+      engines.push(await checkEngine(await openKvarn(options), subjects[backend]));
     } catch (error) {
       if (codeOf(error) !== "backend-unavailable") throw error;
-      absent.push({ backend: options.backend, variant: options.variant, reason: error.message });
+      absent.push({ backend, variant, reason: error.message });
     }
   }
-  reference.dispose();
   const mistakes = await codesOf([
     () => openKvarn({ backend: "cuda" }),
     () => openKvarn({ backend: "wasm", variant: "avx" }),
@@ -62,17 +63,20 @@ function describeRuntime() {
   };
 }
 
-async function checkEngine(kvarn, reference) {
+async function checkEngine(kvarn, subjects) {
+  const { checks, counts } = await runConformance(adapterOf(kvarn), { subjects });
+  const conformance = {
+    passed: counts.passed,
+    others: checks.filter(({ status }) => status !== "passed"),
+  };
+
   const draw = generator();
   const random = (length) => Float32Array.from({ length }, draw);
   const [k, v] = [0, 1].map(() => random(TOKENS * SHAPE.kvHeads * SHAPE.headDim));
   const q = random(SHAPE.queryHeads * SHAPE.headDim);
-
   const cache = kvarn.createCache(SHAPE);
   await cache.append(0, k, v);
   await cache.flush();
-  const twin = await reference.restoreCache(await cache.serialize());
-  const output = difference(await cache.attend(0, q), await twin.attend(0, q));
   const rotation = difference(await kvarn.rotate(q, SHAPE), rotate(q, SHAPE.headDim));
   const held = cache.memory().totalBytes;
   const mistakes = await codesOf([
@@ -84,10 +88,9 @@ async function checkEngine(kvarn, reference) {
     () => kvarn.restoreCache(new Uint8Array(100)),
   ]);
   const length = cache.length(0);
-  twin.dispose();
   kvarn.dispose();
   const afterwards = await codesOf([() => cache.attend(0, q), () => kvarn.rotate(q, SHAPE)]);
-  return { ...kvarn.backend, output, rotation, held, length, mistakes, afterwards };
+  return { ...kvarn.backend, conformance, rotation, held, length, mistakes, afterwards };
 }
 
 /** The codes of the errors that calls throw, at once or later. */

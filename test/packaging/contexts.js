@@ -1,32 +1,33 @@
 // The places in a browser where the package can run.
 /* global navigator, SharedWorker, Worker */
-import { check } from "./check.js";
+import { checkAllThere } from "./check-all.js";
 
 const WORKER = "./worker.js";
 const MODULE = { type: "module" };
 
 export const contexts = {
-  page: check,
+  page: checkAllThere,
 
-  worker: () =>
+  worker: (options) =>
     new Promise((resolve, reject) => {
       const worker = new Worker(WORKER, MODULE);
       take(worker, resolve, reject);
-      worker.postMessage("check");
+      worker.postMessage(options);
     }),
 
-  "shared worker": () =>
+  "shared worker": (options) =>
     new Promise((resolve, reject) => {
       const worker = new SharedWorker(WORKER, MODULE);
       worker.onerror = reject;
       take(worker.port, resolve, reject);
+      worker.port.postMessage(options);
     }),
 
-  "service worker": async () => {
+  "service worker": async (options) => {
     const { active, waiting, installing } = await navigator.serviceWorker.register(WORKER, MODULE);
     return new Promise((resolve, reject) => {
       take(navigator.serviceWorker, resolve, reject);
-      (active ?? waiting ?? installing).postMessage("check");
+      (active ?? waiting ?? installing).postMessage(options);
     });
   },
 };

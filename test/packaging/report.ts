@@ -1,12 +1,18 @@
 /** What `check.js` returns, and what it has to. */
 import { expect } from "vitest";
-import type { BackendInfo, KvarnErrorCode } from "../../src/index.js";
+import {
+  type CheckResult,
+  type ConformanceAdapter,
+  runConformance,
+  type Subject,
+} from "../../src/conformance/index.js";
+import type { BackendInfo, BackendKind, KvarnErrorCode } from "../../src/index.js";
 
 /** What one engine did. */
 interface EngineReport extends BackendInfo {
-  /** Relative difference of attention from the reference backend's. */
-  output: number;
-  /** The same of a rotation. */
+  /** How many checks of the suite passed, and the others. */
+  conformance: { passed: number; others: CheckResult[] };
+  /** Relative difference of a rotation from the reference backend's. */
   rotation: number;
   /** Bytes held, and tokens. */
   held: number;
@@ -14,6 +20,12 @@ interface EngineReport extends BackendInfo {
   /** Codes of errors before and after `dispose`. */
   mistakes: string[];
   afterwards: string[];
+}
+
+/** What `check.js` takes, as far as it is JSON. */
+export interface CheckOptions {
+  gpu?: boolean;
+  subjects?: Partial<Record<BackendKind, readonly Subject[]>>;
 }
 
 export interface Report {
@@ -42,19 +54,31 @@ const USING: KvarnErrorCode[] = [
 ];
 const DISPOSED: KvarnErrorCode[] = ["disposed", "disposed"];
 
-/** Names of the engines that ran, such as `wasm strict`. */
-export function enginesOf({ engines }: Report): string[] {
-  return engines.map(({ kind, variant }) => `${kind} ${variant}`);
+/** Every check that the suite has: an implementation without functions passes none of them. */
+const { checks } = await runConformance({} as ConformanceAdapter);
+
+/** How many checks the suite has, of some subjects. */
+export function countChecks(subjects: readonly Subject[] = checks.map(({ subject }) => subject)): number {
+  return checks.filter(({ subject }) => subjects.includes(subject)).length;
 }
 
-/** Whatever runs computes the right thing, and errors are the same everywhere. */
-export function expectReport(report: Report): void {
+/** An engine's name, such as `wasm strict`. */
+export function nameOf({ kind, variant }: { kind: string; variant: string }): string {
+  return `${kind} ${variant}`;
+}
+
+/** Names of the engines that ran. */
+export function enginesOf({ engines }: Report): string[] {
+  return engines.map((engine) => nameOf(engine));
+}
+
+/** Whatever runs conforms, and errors are the same everywhere. */
+export function expectReport(report: Report, { subjects = {} }: CheckOptions): void {
   expect(report.mistakes).toEqual(OPENING);
   for (const engine of report.engines) {
-    const name = `${engine.kind} ${engine.variant}`;
-    // 16-bit integer dots have fewer digits than f32.
-    const limit = engine.kind === "wasm" && !engine.variant.endsWith("f32") ? 1e-3 : 1e-5;
-    expect(engine.output, name).toBeLessThan(limit);
+    const name = nameOf(engine);
+    expect(engine.conformance.others, name).toEqual([]);
+    expect(engine.conformance.passed, name).toBe(countChecks(subjects[engine.kind]));
     expect(engine.rotation, name).toBeLessThan(1e-6);
     expect(engine.held, name).toBe(report.bytes);
     expect(engine.length, name).toBe(150);

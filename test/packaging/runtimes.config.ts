@@ -3,5 +3,5 @@ import base from "../../vitest.config.js";
 
 export default defineConfig({
   // Two at a time: GPUs of software keep a core busy each.
-  test: { ...base.test, include: ["test/packaging/runtimes.ts"], maxConcurrency: 2 },
+  test: { ...base.test, include: ["test/packaging/runtimes.ts"], maxConcurrency: 2, testTimeout: 500_000 },
 });

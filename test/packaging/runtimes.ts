@@ -4,7 +4,7 @@
  * unless `KVARN_REQUIRE` is set.
  */
 import { execFile } from "node:child_process";
-import { existsSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
+import { copyFileSync, existsSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
 import { join, resolve } from "node:path";
 import { promisify } from "node:util";
 import * as esbuild from "esbuild";
@@ -13,27 +13,47 @@ import type { Browser } from "puppeteer-core";
 import { afterAll, describe, expect, it } from "vitest";
 import { browsers, listenTo, serveFolder } from "../support/browsers.js";
 import { installPackage } from "./install.js";
-import { enginesOf, expectReport, type Report } from "./report.js";
+import type { DoctorReport } from "../../src/cli/doctor.js";
+import type { Report as FixtureReport } from "../../src/cli/report.js";
+import type { Subject } from "../../src/conformance/index.js";
+import { type CheckOptions, countChecks, enginesOf, expectReport, nameOf, type Report } from "./report.js";
 
 /** Where the runtimes from npm are installed, and where the table goes. */
 const { KVARN_RUNTIMES = "build/runtimes", KVARN_RUNTIMES_TABLE = "docs/runtimes.md" } = process.env;
 const installed = resolve(KVARN_RUNTIMES, "node_modules");
 
-interface Runtime {
-  name: string;
-  /** Runs the check there; undefined where the runtime is absent. */
-  run: (() => Promise<Report>) | undefined;
-  /** Runs `kvarn report` on the fixture, where there is a command line. */
-  report?: () => Promise<{ total: { error: { output: number } } }>;
-  /** Engines that have to run, beside those that run everywhere; `webgpu` where there is a GPU. */
-  engines?: readonly ("webgpu" | "relaxed")[];
+/** Milliseconds for one program. */
+const PATIENCE = 400_000;
+
+/** What `check.js` finds, and the relative error of attention on the fixture. */
+interface Found extends Report {
+  outputError: number;
+  /** What a worker said. */
+  noise?: string[];
 }
 
-const ALL = ["webgpu", "relaxed"] as const;
+interface Runtime {
+  name: string;
+  /** Runs everything there; undefined where the runtime is absent. */
+  run: ((options: CheckOptions) => Promise<Found>) | undefined;
+  /** Whose implementation of WebGPU it has, where it has one. */
+  gpu?: string;
+  /** Whether it has relaxed SIMD. */
+  relaxed: boolean;
+}
+
+/**
+ * On a GPU of software the whole suite takes a core for the better part of a minute, so it runs in the first runtime that has
+ * an implementation of WebGPU. In the others these do: lives of caches encode and attend as well, the rest is cheap.
+ */
+const SHARED: readonly Subject[] = ["rotate", "normalize", "pack", "decode", "cache"];
+
 const workerd = join(installed, ".bin/workerd");
+const fixture = resolve("fixtures/smollm2-135m.kv.safetensors");
 
 const { root, remove } = installPackage([
   "check.js",
+  "check-all.js",
   "contexts.js",
   "main.js",
   "worker.js",
@@ -41,15 +61,22 @@ const { root, remove } = installPackage([
   "workerd.capnp",
 ]);
 symlinkSync(resolve("node_modules/webgpu"), join(root, "node_modules/webgpu"));
+await esbuild.build({
+  entryPoints: [join(import.meta.dirname, "fixture.ts")],
+  bundle: true,
+  format: "esm",
+  outdir: root,
+});
 // Neither workers nor workerd look for packages.
 await esbuild.build({
   absWorkingDir: root,
   entryPoints: ["contexts.js", "worker.js", "workerd.js"],
-  external: ["kvarn/kvarn.wasm"],
+  external: ["kvarn/kvarn.wasm", "fixture.safetensors"],
   bundle: true,
   format: "esm",
   outdir: "bundles",
 });
+copyFileSync(fixture, join(root, "bundles/fixture.safetensors"));
 writeFileSync(join(root, "bundles/index.html"), '<!doctype html><link rel="icon" href="data:," />');
 const server = await serveFolder(join(root, "bundles"));
 const opened = new Map<string, Promise<Browser>>();
@@ -62,51 +89,68 @@ afterAll(async () => {
 
 /** Runs an executable, which has to exit by itself and to say nothing but its report, in JSON. */
 async function runProgram<T>(executable: string, args: readonly string[], expected = /^$/): Promise<T> {
-  const { stdout, stderr } = await promisify(execFile)(executable, args, { cwd: root, timeout: 200_000 });
+  const { stdout, stderr } = await promisify(execFile)(executable, args, { cwd: root, timeout: PATIENCE });
   expect(stderr).toMatch(expected);
   return JSON.parse(stdout) as T;
 }
 
-const FIXTURE = resolve("fixtures/smollm2-135m.kv.safetensors");
-const REPORT = ["node_modules/kvarn/dist/cli/main.js", "report", FIXTURE, "--backend", "wasm", "--json"];
-
-/** A runtime with a command line. Permissions are what Deno needs for each. */
-function program(name: string, executable: string, run: string[] = [], runFreely = run): Runtime {
-  if (!existsSync(executable)) return { name, run: undefined };
-  return {
-    name,
-    run: () => runProgram(executable, [...run, "main.js"]),
-    report: () => runProgram(executable, [...runFreely, ...REPORT]),
-    engines: ALL,
+/** How to run things with an executable. Permissions are what Deno needs for each. */
+function program(executable: string, run: string[] = [], runFreely = run): Runtime["run"] {
+  if (!existsSync(executable)) return undefined;
+  const command = <T>(...args: string[]): Promise<T> =>
+    runProgram<T>(executable, [...runFreely, "node_modules/kvarn/dist/cli/main.js", ...args, "--json"]);
+  return async (options) => {
+    const report = await runProgram<Report>(executable, [...run, "main.js", JSON.stringify(options)]);
+    const doctor = await command<DoctorReport>("doctor");
+    const found = doctor.backends.filter(({ runs }) => runs).map((backend) => nameOf(backend));
+    expect(found).toEqual(expect.arrayContaining(enginesOf(report)));
+    expect(nameOf(doctor.auto)).toBe(nameOf(report.auto));
+    const { total } = await command<FixtureReport>("report", fixture, "--backend", "wasm");
+    return { ...report, outputError: total.error.output! };
   };
 }
 
+/** A version of Node: the one that runs this, or one that is installed. */
+function node(major: number): Runtime {
+  const isThis = process.versions.node.startsWith(`${major}.`);
+  const run = program(isThis ? process.execPath : join(installed, `node${major}/bin/node`));
+  return { name: `Node ${major}`, run, gpu: "Node", relaxed: major > 20 };
+}
+
 /** Runs one of `contexts.js` in a page of its own. */
-async function runInBrowser(name: string, open: () => Promise<Browser>, context: string): Promise<Report> {
+async function runInBrowser(
+  name: string,
+  open: () => Promise<Browser>,
+  context: string,
+  options: CheckOptions,
+): Promise<Found> {
   if (!opened.has(name)) opened.set(name, open());
   const page = await (await opened.get(name)!).newPage();
-  const noise = listenTo(page);
+  const heard = listenTo(page);
   await page.goto(server.url);
-  const report = await page.evaluate(
-    `import("./contexts.js").then(({ contexts }) => contexts["${context}"]())`,
-  );
-  expect(noise).toEqual([]);
+  const { noise = [], ...report } = (await page.evaluate(
+    `import("./contexts.js").then(({ contexts }) => contexts["${context}"](${JSON.stringify(options)}))`,
+  )) as Found;
+  expect([...heard, ...noise]).toEqual([]);
   await page.close();
-  return report as Report;
+  return report;
 }
 
 const runtimes: Runtime[] = [
-  // Older ones have no relaxed instructions. Other tests see to its command line.
-  { ...program("Node", process.execPath), engines: ["webgpu"], report: undefined },
-  program("Node 24", join(installed, "node24/bin/node")),
-  program("Node 26", join(installed, "node26/bin/node")),
-  program("Deno", join(installed, ".bin/deno"), ["run", "--no-prompt"], ["run", "--allow-all"]),
-  program("Bun", join(installed, ".bin/bun")),
+  ...[20, 24, 26].map(node),
+  {
+    name: "Deno",
+    run: program(join(installed, ".bin/deno"), ["run", "--no-prompt"], ["run", "--allow-all"]),
+    gpu: "Deno",
+    relaxed: true,
+  },
+  { name: "Bun", run: program(join(installed, ".bin/bun")), gpu: "Bun", relaxed: true },
   {
     name: "workerd",
     run: existsSync(workerd)
       ? () => runProgram(workerd, ["test", "workerd.capnp"], /^.*TEST.*\n.*PASS.*\n$/)
       : undefined,
+    relaxed: false,
   },
   ...["chromium", "firefox"].flatMap((browser) => {
     const [, open] = browsers.find(([name]) => name === browser) ?? [];
@@ -115,8 +159,9 @@ const runtimes: Runtime[] = [
       const hasGpu = browser !== "firefox" || context !== "service worker";
       return {
         name: `${browser}, ${context}`,
-        run: open && (() => runInBrowser(browser, open, context)),
-        engines: hasGpu ? ALL : ["relaxed"],
+        run: open && ((options) => runInBrowser(browser, open, context, options)),
+        gpu: hasGpu ? browser : undefined,
+        relaxed: true,
       };
     });
   }),
@@ -126,28 +171,27 @@ const runtimes: Runtime[] = [
 const OUTPUT_ERROR =
   Number(/attention output error ([\d.]+) %/.exec(readFileSync("README.md", "utf8"))![1]) / 100;
 
-const reports = new Map<Runtime, Report>();
+/** What came of those that were run; nothing where they failed. */
+const reports = new Map<Runtime, Found | undefined>();
 
 describe("the package as a user installs it", () => {
   for (const runtime of runtimes) {
-    const { name, run, report: reportFixture, engines = [] } = runtime;
+    const { name, run, gpu, relaxed } = runtime;
+    const first = runtimes.find((one) => one.run && one.gpu === gpu);
     if (!run && !process.env.KVARN_REQUIRE) console.warn(`${name} is absent, it is left out`);
     it.skipIf(!run && !process.env.KVARN_REQUIRE).concurrent(name, async () => {
       if (!run) throw new Error(`${name} is absent`);
-      const report = await run();
-      reports.set(runtime, report);
-      expectReport(report);
+      reports.set(runtime, undefined);
+      const options: CheckOptions = first === runtime ? {} : { subjects: { webgpu: SHARED } };
+      const report = await run(options);
+      expectReport(report, options);
       const found = enginesOf(report);
       expect(found).toEqual(expect.arrayContaining(["wasm strict", "wasm strict-f32", "reference f64"]));
-      if (engines.includes("relaxed")) expect(found).toContain("wasm relaxed");
-      if (engines.includes("webgpu") && process.env.KVARN_REQUIRE) expect(found).toContain("webgpu f32");
+      if (relaxed) expect(found).toContain("wasm relaxed");
+      if (gpu && process.env.KVARN_REQUIRE) expect(found).toContain("webgpu f32");
+      expect(report.outputError).toBeCloseTo(OUTPUT_ERROR, 4);
+      reports.set(runtime, report);
     });
-    if (reportFixture) {
-      it.concurrent(`${name}: kvarn report`, async () => {
-        const { total } = await reportFixture();
-        expect(total.error.output).toBeCloseTo(OUTPUT_ERROR, 4);
-      });
-    }
   }
 });
 
@@ -159,22 +203,38 @@ afterAll(async () => {
 const INTRODUCTION = `# Where it runs
 
 The packed package, installed as a user does, in the runtimes of the machine where \`npm run test:runtimes\` last wrote this
-page. Under an engine stands how far its attention is from the reference backend's over the same records, as a relative
-difference; a dash: the engine does not run there. \`auto\` is what \`openKvarn()\` takes; GPUs of software it does not.`;
+page. In each of them a program opens every engine, makes mistakes on purpose, which have to give the same \`KvarnError\`
+codes everywhere, and disposes of everything. Nothing may be printed, and no process may stay.
+
+- Under an engine stands how many checks of the [conformance suite](../conformance/README.md) passed, of those that
+  ran: ${countChecks()} are all of it. A dash: the engine does not run there.
+- ${countChecks(SHARED)} on WebGPU are those of ${SHARED.join(", ")}: where a row above has the same implementation of WebGPU, the
+  others are left to that one, as GPUs of software take long.
+- \`auto\` is what \`openKvarn()\` takes; GPUs of software it does not.
+- \`fixture\` is the error of attention that \`kvarn report\` gives for the cache in \`fixtures/\`. Browsers and workerd have no
+  command line: there the program itself measures the same, and stands in for \`kvarn doctor\`.`;
 
 function table(): string {
-  const engines = ["webgpu f32", "wasm strict", "wasm strict-f32", "wasm relaxed"];
-  const header = ["runtime", "version", "auto", ...engines, "Float16Array"];
+  const engines = ["webgpu f32", "wasm strict", "wasm strict-f32", "wasm relaxed", "reference f64"];
+  const header = ["runtime", "version", "auto", ...engines, "fixture", "Float16Array"];
   const rows = runtimes.map((runtime) => {
     const report = reports.get(runtime);
-    if (!report) return [runtime.name, runtime.run ? "failed" : "absent", ...header.slice(2).map(() => "")];
+    if (!report) {
+      const fate = !runtime.run ? "absent" : reports.has(runtime) ? "failed" : "not run";
+      return [runtime.name, fate, ...header.slice(2).map(() => "")];
+    }
     const { version, float16Array } = report.runtime;
-    const { kind, variant } = report.auto;
-    const outputs = engines.map((name) => {
-      const engine = report.engines.find((one) => `${one.kind} ${one.variant}` === name);
-      return engine?.output.toExponential(1) ?? "-";
+    const counts = engines.map((name) => {
+      const engine = report.engines.find((one) => nameOf(one) === name);
+      if (!engine) return "-";
+      const { passed, others } = engine.conformance;
+      return `${passed}/${passed + others.length}`;
     });
-    return [runtime.name, shorten(version), `${kind} ${variant}`, ...outputs, float16Array ? "yes" : "no"];
+    const error = `${(100 * report.outputError).toFixed(2)} %`;
+    return [
+      ...[runtime.name, shorten(version), nameOf(report.auto), ...counts],
+      ...[error, float16Array ? "yes" : "no"],
+    ];
   });
   return [header, header.map(() => "-"), ...rows].map((row) => `| ${row.join(" | ")} |`).join("\n");
 }

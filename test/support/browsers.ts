@@ -17,6 +17,9 @@ const PATHS: Record<BrowserName, readonly string[]> = {
 const SWIFTSHADER = "/usr/lib/chromium/vk_swiftshader_icd.json";
 const MESA_DRIVERS = "/usr/share/vulkan/icd.d";
 
+/** Milliseconds that a page's answer may take; how long a test may, the test says. */
+const PATIENCE = 600_000;
+
 /** Nothing but what a test asks for is to go over the network. */
 const CHROMIUM_ARGUMENTS = [
   "--no-sandbox", // Needed as root, and where the kernel allows no user namespaces.
@@ -39,6 +42,7 @@ export interface BrowserOptions {
 
 export async function openChromium({ dark = false, gpu = true }: BrowserOptions = {}): Promise<Browser> {
   return launch({
+    protocolTimeout: PATIENCE,
     executablePath: findBrowser("chromium"),
     args: [
       ...CHROMIUM_ARGUMENTS,
@@ -53,6 +57,7 @@ export async function openFirefox({ dark = false, gpu = true }: BrowserOptions =
   const drivers = existsSync(MESA_DRIVERS) ? readdirSync(MESA_DRIVERS) : [];
   const lavapipe = drivers.find((name) => name.startsWith("lvp_icd"));
   return launch({
+    protocolTimeout: PATIENCE,
     browser: "firefox",
     executablePath: findBrowser("firefox"),
     extraPrefsFirefox: {
