@@ -106,16 +106,32 @@ export async function decode(
   const k = checkOut("out.k", options.out?.k, length);
   const v = checkOut("out.v", options.out?.v, length);
 
+  const tileAt = (tile: number): Uint8Array => tileRecords(records, tile, layout, kvHeads, stride);
+  await decodeTiles(backend, { kvHeads, layout }, tiles, tileAt, k, v);
+  return { k, v };
+}
+
+/**
+ * Decodes the records of `tiles` tiles.
+ * @param recordsOf a tile's records, unpadded and with finite scales
+ * @param k `[tiles * group, kvHeads, headDim]`
+ * @param v the same
+ */
+export async function decodeTiles(
+  backend: Backend,
+  { kvHeads, layout }: { readonly kvHeads: number; readonly layout: RecordLayout },
+  tiles: number,
+  recordsOf: (tile: number) => Uint8Array,
+  k: Float32Array,
+  v: Float32Array,
+): Promise<void> {
   const store = backend.createStore({ kvHeads, headDim: layout.headDim, layout, iterations: 0 }, () => false);
   const perTile = layout.group * kvHeads * layout.headDim;
   await inBatches(backend, store, tiles, 0, async (_, blocks, first) => {
-    blocks.forEach((block, i) => {
-      store.writeRecord(block, tileRecords(records, first + i, layout, kvHeads, stride));
-    });
+    blocks.forEach((block, i) => store.writeRecord(block, recordsOf(first + i)));
     const [from, to] = [first * perTile, (first + blocks.length) * perTile];
     await store.decode(blocks, k.subarray(from, to), v.subarray(from, to));
   });
-  return { k, v };
 }
 
 /** How many tiles of `kvHeads` records lie in `records`; throws unless they are whole and at least one. */

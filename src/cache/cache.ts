@@ -4,7 +4,7 @@
  */
 import type { Backend } from "../backend.js";
 import { cacheBytes, type CacheBytes } from "../bytes.js";
-import { checkScales, countTiles, spreadRecords, tileRecords } from "../codec.js";
+import { checkScales, countTiles, type KeysAndValues, spreadRecords, tileRecords } from "../codec.js";
 import { MAX_TOKENS, type ResolvedConfig } from "../config.js";
 import { checkInteger, describe, KvarnError } from "../errors.js";
 import { type RecordPadding, recordStride } from "../format.js";
@@ -20,6 +20,7 @@ import {
   valueAt,
 } from "../tensor.js";
 import { CacheLayer } from "./layer.js";
+import { readTiles } from "./read.js";
 import { visibleFrom } from "./schedule.js";
 import { type SavedCache, writeSavedCache } from "./serialize.js";
 
@@ -300,6 +301,28 @@ export class KvarnCache {
     state.checkImport(layer);
     const tiles = Array.from({ length: count }, (_, i) => tileRecords(records, i, layout, kvHeads, stride));
     await this.#run(() => state.import(tiles));
+  }
+
+  /**
+   * K and V of all tokens of a layer, rotated back: those of records decoded, the others as binary16 holds them. For
+   * engines that attend on their own.
+   * @throws {KvarnError} `outside-window` where a sliding window has let tokens go
+   */
+  async read(layer: number): Promise<KeysAndValues> {
+    const state = this.#usable(layer);
+    if (state.goneUntil > 0) {
+      throw new KvarnError(
+        "outside-window",
+        `of layer ${layer} the window has let go tokens before ${state.goneUntil}: it cannot be read as a whole`,
+      );
+    }
+    const snapshot = this.fork();
+    try {
+      const { tiles } = await snapshot.#run(() => snapshot.#layers[layer].save());
+      return await readTiles(this.#backend, state.config, tiles);
+    } finally {
+      snapshot.dispose();
+    }
   }
 
   /** What the cache holds now. */

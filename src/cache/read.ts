@@ -1,0 +1,54 @@
+/** From the tiles of a layer back to K and V. */
+import type { Backend } from "../backend.js";
+import { decodeTiles, type KeysAndValues } from "../codec.js";
+import type { ResolvedLayer } from "../config.js";
+import { fromHalf } from "../half.js";
+import type { SavedLayer } from "./serialize.js";
+
+/**
+ * K and V of all tokens of a layer, rotated back.
+ * @param tiles all that the layer has: none let go
+ */
+export async function readTiles(
+  backend: Backend,
+  layer: ResolvedLayer,
+  tiles: SavedLayer["tiles"],
+): Promise<KeysAndValues> {
+  const width = layer.kvHeads * layer.headDim;
+  const perTile = layer.layout.group * width;
+  const isRecord = (tile: number): boolean => tiles[tile] instanceof Uint8Array;
+  const numbers = [...tiles.keys()];
+  const encoded = numbers.filter(isRecord);
+  const exact = numbers.filter((tile) => !isRecord(tile)).map((tile) => tiles[tile] as Uint16Array);
+
+  const sum = exact.reduce((elements, { length }) => elements + length, 0);
+  const length = encoded.length * perTile + sum / 2;
+  const [k, v] = [new Float32Array(length), new Float32Array(length)];
+
+  // Exact tiles, `[tokens, 2 (K, V), kvHeads, headDim]`, in one go: a GPU takes its time for each.
+  const rows = new Float32Array(sum);
+  let at = 0;
+  for (const tile of exact) for (const half of tile) rows[at++] = fromHalf(half);
+  if (sum > 0) await backend.rotate(rows, layer.headDim, rows);
+
+  const [kRecords, vRecords] = [0, 1].map(() => new Float32Array(encoded.length * perTile));
+  const recordsOf = (i: number): Uint8Array => tiles[encoded[i]] as Uint8Array;
+  if (encoded.length > 0) await decodeTiles(backend, layer, encoded.length, recordsOf, kRecords, vRecords);
+
+  let [nextRow, nextRecord] = [0, 0];
+  for (const tile of numbers) {
+    const place = tile * perTile;
+    if (isRecord(tile)) {
+      k.set(kRecords.subarray(nextRecord, nextRecord + perTile), place);
+      v.set(vRecords.subarray(nextRecord, nextRecord + perTile), place);
+      nextRecord += perTile;
+    } else {
+      const end = nextRow + tiles[tile]!.length;
+      for (let to = place; nextRow < end; to += width, nextRow += 2 * width) {
+        k.set(rows.subarray(nextRow, nextRow + width), to);
+        v.set(rows.subarray(nextRow + width, nextRow + 2 * width), to);
+      }
+    }
+  }
+  return { k, v };
+}
