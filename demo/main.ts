@@ -5,6 +5,7 @@ import { BackendsView } from "./backends-view.js";
 import { type Choice, Controls } from "./controls.js";
 import { byId } from "./dom.js";
 import type * as explorer from "./explorer.js";
+import { MemoryView } from "./memory-view.js";
 import { newestOnly, Remote } from "./remote.js";
 import { type Source, watchSources } from "./source.js";
 import { StagesView } from "./stages-view.js";
@@ -97,4 +98,5 @@ function describe(name: string, { layers, ignored }: explorer.OpenedDump): strin
   return `${name}: ${layers.length === 1 ? "one layer" : `${layers.length} layers`}; ${layout}.${others}`;
 }
 
+new MemoryView();
 watchSources(open);

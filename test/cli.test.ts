@@ -7,6 +7,8 @@ import { describe, expect, it, vi } from "vitest";
 import { runCli } from "../src/cli/cli.js";
 import type { ConformanceResult } from "../src/cli/conformance.js";
 import type { DoctorReport } from "../src/cli/doctor.js";
+import type { SizeReport } from "../src/cli/size.js";
+import { USUAL_PRESETS } from "../src/cli/sizes.js";
 import { selfCheck } from "../src/cli/self-check.js";
 import { openKvarn } from "../src/dispatch.js";
 import { Kvarn } from "../src/kvarn.js";
@@ -47,14 +49,17 @@ describe("kvarn", () => {
     expect(stderr).toContain(`kvarn: ${message}\n\nUsage: kvarn COMMAND [options]\n`);
   });
 
-  it.each(["report", "doctor", "conformance"])("explains %s, wherever --help stands", async (command) => {
-    for (const args of [["--help"], ["-h"], ["x", "--help"], ["--no-such-option", "--help"]]) {
-      const { status, stdout, stderr } = await run(command, ...args);
-      expect({ status, stderr }).toEqual({ status: 0, stderr: "" });
-      expect(stdout).toMatch(new RegExp(`^Usage: kvarn ${command} `));
-      expect(Math.max(...stdout.split("\n").map((line) => line.length))).toBeLessThanOrEqual(102);
-    }
-  });
+  it.each(["report", "size", "doctor", "conformance"])(
+    "explains %s, wherever --help stands",
+    async (command) => {
+      for (const args of [["--help"], ["-h"], ["x", "--help"], ["--no-such-option", "--help"]]) {
+        const { status, stdout, stderr } = await run(command, ...args);
+        expect({ status, stderr }).toEqual({ status: 0, stderr: "" });
+        expect(stdout).toMatch(new RegExp(`^Usage: kvarn ${command} `));
+        expect(Math.max(...stdout.split("\n").map((line) => line.length))).toBeLessThanOrEqual(102);
+      }
+    },
+  );
 
   it("takes what follows -- for a file", async () => {
     const { status, stderr } = await run("report", "--", "--help");
@@ -131,6 +136,54 @@ describe("kvarn doctor", () => {
     const { status, stderr } = await run("doctor", "x");
     expect(status).toBe(2);
     expect(stderr).toMatch(/^kvarn: Unexpected argument 'x'/);
+  });
+});
+
+describe("kvarn size", () => {
+  const model = ["--layers", "2", "--kv-heads", "3", "--head-dim", "64"];
+
+  it("says what a cache comes to hold", async () => {
+    const args = [...model, "--tokens", "1000", "--preset", "k4v2_g64,k3v8_g128", "--exact-window", "70"];
+    const { status, stdout, stderr } = await run("size", ...args, "--json");
+    expect({ status, stderr }).toEqual({ status: 0, stderr: "" });
+    const report = JSON.parse(stdout) as SizeReport;
+    const question = { layers: 2, kvHeads: 3, headDim: 64, tokens: 1000, exactWindow: 70 };
+    expect(report).toMatchObject({ kvarn: version, ...question });
+    expect(report.presets.map(({ preset }) => preset)).toEqual(["k4v2_g64", "k3v8_g128"]);
+    const kvarn = await openKvarn({ backend: "wasm" });
+    for (const { preset, bitsPerValue, ...bytes } of report.presets) {
+      const cache = kvarn.createCache({ ...question, queryHeads: 6, preset });
+      const zeros = new Float32Array(1000 * 3 * 64);
+      for (const layer of [0, 1]) await cache.append(layer, zeros, zeros);
+      await cache.flush();
+      expect(cache.memory()).toMatchObject(bytes);
+      expect(bytes.f16Bytes).toBe(2 * 2 * 2 * 3 * 64 * 1000);
+      expect(bitsPerValue).toBeCloseTo((8 * bytes.totalBytes) / (2 * 2 * 3 * 64 * 1000), 12);
+    }
+    kvarn.dispose();
+  });
+
+  it("prints a table of the usual presets", async () => {
+    const { status, stdout } = await run("size", ...model, "--tokens", "32768");
+    expect(status).toBe(0);
+    const lines = stdout.split("\n");
+    expect(lines[0]).toBe("2 layers, 3 KV heads of 64, 32,768 tokens: 48.0 MiB in binary16");
+    expect(stdout).toMatch(/^ *preset +exact +records +total +smaller +bits\/value$/m);
+    expect(stdout).toMatch(/^ *k4v2_g128 +0\.188 +10\.6 +10\.8 +4\.43x +3\.61$/m);
+    expect(lines.filter((line) => /^ *k\d/.test(line))).toHaveLength(USUAL_PRESETS.length);
+    for (const line of lines) expect(line.length).toBeLessThanOrEqual(100);
+  });
+
+  it.each([
+    [model, 2, "--tokens is missing"],
+    [[...model, "--tokens", "many"], 2, "--tokens takes a whole number, got 'many'"],
+    [[...model, "--tokens", "9", "x"], 2, "Unexpected argument 'x'"],
+    [[...model, "--tokens", "9", "--preset", "k1v1_g8"], 1, "preset must be k{b}v{b}"],
+    [["--layers", "2", "--kv-heads", "3", "--head-dim", "65", "--tokens", "9"], 1, "headDim must be"],
+  ])("refuses %j", async (args, expected, message) => {
+    const { status, stdout, stderr } = await run("size", ...args);
+    expect({ status, stdout }).toEqual({ status: expected, stdout: "" });
+    expect(stderr).toContain(`kvarn: ${message}`);
   });
 });
 

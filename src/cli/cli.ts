@@ -4,9 +4,10 @@ import { type Command, InputError, type Streams, UsageError } from "./command.js
 import { conformanceCommand } from "./conformance.js";
 import { doctorCommand } from "./doctor.js";
 import { reportCommand } from "./report.js";
+import { sizeCommand } from "./size.js";
 import { packageVersion } from "./version.js";
 
-const commands: readonly Command[] = [reportCommand, doctorCommand, conformanceCommand];
+const commands: readonly Command[] = [reportCommand, sizeCommand, doctorCommand, conformanceCommand];
 
 const usage = `Usage: kvarn COMMAND [options]
 

@@ -9,6 +9,7 @@ import { afterAll, beforeAll, describe, expect, it, vi } from "vitest";
 import { openKvarn, parsePreset, recordLayout } from "../../src/index.js";
 import { type DumpLayer, readDump } from "../../src/cli/dump.js";
 import { measure } from "../../src/cli/measure.js";
+import { sizeCells, sizesOf, USUAL_PRESETS } from "../../src/cli/sizes.js";
 import { formatFactor, formatInteger, formatNumber, formatPercent } from "../../src/cli/text.js";
 import { mapAttention } from "../../demo/attention-map.js";
 import { oneHead } from "../../demo/heads.js";
@@ -293,6 +294,26 @@ describe.each(browsers)("the demo in %s", (name, openBrowser) => {
     await page.focus("#group");
     await page.keyboard.press("End");
     await expectTile(page, fixture[2], "v", 17, { ...settings, group: 128 });
+  });
+
+  it("calculates memory as the command line does", async () => {
+    const shown = async (): Promise<string[][]> =>
+      page.$$eval("#memory tbody tr", (rows) =>
+        rows.map((row) => [...row.children].map((cell) => cell.textContent)),
+      );
+    const question = { layers: 32, kvHeads: 8, headDim: 128, tokens: 32768, exactWindow: 0 };
+    expect(await shown()).toEqual(sizesOf(question, USUAL_PRESETS).map(sizeCells));
+    expect(await text(page, "#memory-note")).toBe("4,096 MiB in binary16.");
+    const before = await pictures(page);
+    await page.$eval("#model-head-dim", (input) => ((input as HTMLInputElement).value = "6"));
+    await page.focus("#model-head-dim");
+    await page.keyboard.press("End");
+    await page.keyboard.type("4");
+    expect(await shown()).toEqual(sizesOf({ ...question, headDim: 64 }, USUAL_PRESETS).map(sizeCells));
+    await page.keyboard.type("1");
+    expect(await text(page, "#memory-note")).toContain("headDim must be a multiple of 16");
+    expect(await shown()).toEqual([]);
+    expect(await pictures(page)).toEqual(before);
   });
 
   it("refuses files that are no dumps, says why, and stays as it was", async () => {
