@@ -3,14 +3,16 @@
  * by `npm run test:runtimes`; `npm run runtimes` installs those that npm has. One that is absent is named and left out,
  * unless `KVARN_REQUIRE` is set.
  */
-import { execFile } from "node:child_process";
+import { execFile, spawn } from "node:child_process";
 import { copyFileSync, existsSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
 import { join, resolve } from "node:path";
+import type { Readable } from "node:stream";
 import { promisify } from "node:util";
 import * as esbuild from "esbuild";
 import { format } from "prettier";
 import type { Browser } from "puppeteer-core";
 import { afterAll, describe, expect, it } from "vitest";
+import { openKvarn } from "../../src/index.js";
 import { browsers, listenTo, serveFolder } from "../support/browsers.js";
 import { installPackage } from "./install.js";
 import type { DoctorReport } from "../../src/cli/doctor.js";
@@ -59,7 +61,9 @@ const { root, remove } = installPackage([
   "worker.js",
   "workerd.js",
   "workerd.capnp",
+  "cloudflare.capnp",
 ]);
+copyFileSync("examples/cloudflare/worker.js", join(root, "cloudflare.js"));
 symlinkSync(resolve("node_modules/webgpu"), join(root, "node_modules/webgpu"));
 await esbuild.build({
   entryPoints: [join(import.meta.dirname, "fixture.ts")],
@@ -70,7 +74,7 @@ await esbuild.build({
 // Neither workers nor workerd look for packages.
 await esbuild.build({
   absWorkingDir: root,
-  entryPoints: ["contexts.js", "worker.js", "workerd.js"],
+  entryPoints: ["contexts.js", "worker.js", "workerd.js", "cloudflare.js"],
   external: ["kvarn/kvarn.wasm", "fixture.safetensors"],
   bundle: true,
   format: "esm",
@@ -167,6 +171,26 @@ const runtimes: Runtime[] = [
   }),
 ];
 
+/** Serves the example in workerd while `use` runs. */
+async function serveExample(use: (url: string) => Promise<void>): Promise<void> {
+  const server = spawn(workerd, ["serve", "cloudflare.capnp", "--control-fd=3"], {
+    cwd: root,
+    stdio: ["ignore", "inherit", "inherit", "pipe"],
+  });
+  try {
+    const port = await new Promise<number>((resolve, reject) => {
+      server.once("error", reject);
+      server.once("exit", (status) => reject(new Error(`workerd exited with ${status}`)));
+      (server.stdio[3] as Readable).once("data", (data: Buffer) => {
+        resolve((JSON.parse(data.toString().split("\n", 1)[0]) as { port: number }).port);
+      });
+    });
+    await use(`http://127.0.0.1:${port}/`);
+  } finally {
+    server.kill();
+  }
+}
+
 /** What the README says of the fixture. */
 const OUTPUT_ERROR =
   Number(/attention output error ([\d.]+) %/.exec(readFileSync("README.md", "utf8"))![1]) / 100;
@@ -193,6 +217,26 @@ describe("the package as a user installs it", () => {
       reports.set(runtime, report);
     });
   }
+});
+
+it.skipIf(!existsSync(workerd) && !process.env.KVARN_REQUIRE)("examples/cloudflare in workerd", async () => {
+  const kvarn = await openKvarn({ backend: "wasm" });
+  const cache = kvarn.createCache({ layers: 1, queryHeads: 4, kvHeads: 2, headDim: 64 });
+  await cache.append(0, new Float32Array(300 * 128).fill(0.5), new Float32Array(300 * 128).fill(0.5));
+  await cache.flush();
+  const saved = Buffer.from(await cache.serialize());
+  const { totalBytes } = cache.memory();
+  kvarn.dispose();
+  await serveExample(async (url) => {
+    const post = (body: Buffer) => fetch(url, { method: "POST", body: new Uint8Array(body) });
+    const answer = await post(saved);
+    expect(answer.status).toBe(200);
+    expect(await answer.json()).toMatchObject({ tokens: 300, totalBytes });
+    const damaged = await post(saved.subarray(0, 100));
+    expect(damaged.status).toBe(400);
+    expect(await damaged.json()).toMatchObject({ code: "corrupt-data" });
+    expect((await fetch(url)).status).toBe(405);
+  });
 });
 
 afterAll(async () => {
