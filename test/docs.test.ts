@@ -5,6 +5,8 @@ import { PassThrough } from "node:stream";
 import { describe, expect, it } from "vitest";
 import { parsePreset, recordLayout } from "../src/index.js";
 import { runCli } from "../src/cli/cli.js";
+import type { Report } from "../src/cli/report.js";
+import { formatFactor, formatPercent } from "../src/cli/text.js";
 import { quotableTexts } from "./support/examples.js";
 
 const documents = [
@@ -64,6 +66,35 @@ it("documents quote examples at all", () => {
   const blocks = documents.flatMap(blocksOf);
   expect(blocks.filter(({ language }) => CODE.includes(language)).length).toBeGreaterThan(10);
   expect(blocks.filter(({ text }) => text.startsWith("npx kvarn size")).length).toBeGreaterThan(0);
+});
+
+describe("docs/presets.md", () => {
+  const text = readFileSync("docs/presets.md", "utf8");
+  const rows = [...text.matchAll(/^\| `(k\dv\d_g\d+)` +\| ([\d.]+x) +\| (.*) \|$/gm)];
+  const measure = async (...args: string[]): Promise<Report["total"]> => {
+    const file = "fixtures/smollm2-135m.kv.safetensors";
+    let output = "";
+    const streams = { stdout: { write: (part: string) => (output += part) }, stderr: new PassThrough() };
+    expect(await runCli(["report", file, "--backend", "wasm", "--json", ...args], streams)).toBe(0);
+    return (JSON.parse(output) as Report).total;
+  };
+
+  it.each(rows.map(([, preset, smaller, errors]) => [preset, smaller, errors.split("|")] as const))(
+    "has the figures of %s",
+    async (preset, smaller, errors) => {
+      const { size, error } = await measure("--preset", preset);
+      expect(formatFactor(size.longContextRatio)).toBe(smaller);
+      const measured = [error.key, error.value, error.score, error.output].map(formatPercent);
+      expect(errors.map((cell) => cell.trim())).toEqual(measured);
+    },
+  );
+
+  it("has the figures of an exact window", async () => {
+    expect(rows.map(([, preset]) => preset)).toContain("k4v2_g128");
+    const { size, error } = await measure("--exact-window", "512");
+    const [, output, ratio] = /from 7\.58 to ([\d.]+) %, for a size of ([\d.]+x)\s/.exec(text)!;
+    expect([output, ratio]).toEqual([formatPercent(error.output), formatFactor(size.longContextRatio)]);
+  });
 });
 
 it("the README gives sizes that recordLayout gives", () => {
