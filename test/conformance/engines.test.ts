@@ -12,11 +12,14 @@ import { openEngines } from "../support/engines.js";
 const engines = await openEngines();
 afterAll(() => engines.forEach((engine) => engine.dispose()));
 
+// With `KVARN_BRIEF` set, as CI has it on Deno, no more than records: GPUs of software take long.
+const options = process.env.KVARN_BRIEF ? { subjects: ["encode", "decode"] as const } : {};
+
 describe("the conformance suite", () => {
   it.each(engines.map((engine) => [`${engine.backend.kind} ${engine.backend.variant}`, engine] as const))(
-    "is passed by %s, all of it",
+    "is passed by %s, all that is run of it",
     async (_, engine) => {
-      const report = await runConformance(adapterOf(engine));
+      const report = await runConformance(adapterOf(engine), options);
       expect(report.checks.filter(({ status }) => status !== "passed")).toEqual([]);
       expect(report.counts).toEqual({ passed: report.checks.length, failed: 0, notCovered: 0 });
       expect(report.passed).toBe(true);

@@ -46,7 +46,7 @@ interface Runtime {
 
 /**
  * On a GPU of software the whole suite takes a core for the better part of a minute. With `KVARN_BRIEF` set, WebGPU engines run
- * these subjects alone, but for pages: CI has the whole suite on Dawn in Node and on Deno among its other tests.
+ * these subjects alone, but for pages: CI has the whole suite on Dawn in Node, and records on Deno, among its other tests.
  */
 const BRIEF: readonly Subject[] = ["rotate", "normalize", "pack"];
 
@@ -252,8 +252,8 @@ codes everywhere, and disposes of everything. Nothing may be printed, and no pro
 
 - Under an engine stands how many checks of the [conformance suite](../conformance/README.md) passed, of those that
   ran: ${countChecks()} are all of it. A dash: the engine does not run there.
-- CI runs ${countChecks(BRIEF)} of them on WebGPU outside of pages, those of ${BRIEF.join(", ")} (\`KVARN_BRIEF\`), and all on Node 20 and
-  Deno among its other tests: GPUs of software take long.
+- CI runs ${countChecks(BRIEF)} of them on WebGPU outside of pages, those of ${BRIEF.join(", ")} (\`KVARN_BRIEF\`); among its
+  other tests are all on Node 20, and those of records on Deno. GPUs of software take long.
 - \`auto\` is what \`openKvarn()\` takes; GPUs of software it does not.
 - \`fixture\` is the error of attention that \`kvarn report\` gives for the cache in \`fixtures/\`. Browsers and workerd have no
   command line: there the program itself measures the same, and stands in for \`kvarn doctor\`.`;
