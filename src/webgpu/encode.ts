@@ -1,12 +1,10 @@
 /** Encoding on the GPU, and its two steps for tiles of f32. To be called within {@link Gpu.run}. */
 import type { StoreShape, TileShape } from "../backend.js";
-import type { Binding, Gpu } from "./gpu.js";
+import { type Binding, type Gpu, grid } from "./gpu.js";
 import type { Constants } from "./shader.js";
 
 /** Elements of the largest tile that 256 invocations hold in registers. */
 const MOST_KEPT = 1 << 15;
-/** Workgroups by dimension that every device can start. */
-const MOST_GROUPS = 65_535;
 
 /**
  * Encodes full tiles of exact tokens: K and V of all KV heads.
@@ -25,6 +23,7 @@ export function encode(
   const table = gpu.table(Uint32Array.from(tiles.flatMap(({ exact, record }) => [exact / 4, record / 4])));
   const bindings = [{ buffer: exact }, { buffer: records }, table];
   const count = tiles.length * kvHeads;
+  const groups = grid(count);
   const kept = Number(headDim * group <= MOST_KEPT && !gpu.software);
   const fields = (...offsets: number[]) => [layout.bytes / 4, ...offsets.map((offset) => offset / 4)];
 
@@ -32,25 +31,25 @@ export function encode(
     kernel: gpu.kernel("encode", { KEYS: 1, BITS: keyBits, ...patch(headDim, group, kept) }),
     params: [
       count,
-      MOST_GROUPS,
+      groups[0],
       kvHeads,
       iterations,
       ...fields(layout.kCodes, layout.kScale, layout.kZero, layout.kToken),
     ],
     bindings,
-    groups: gridOf(count),
+    groups,
   });
   gpu.dispatch({
     kernel: gpu.kernel("encode", { KEYS: 0, BITS: valueBits, ...patch(group, headDim, kept) }),
     params: [
       count,
-      MOST_GROUPS,
+      groups[0],
       kvHeads,
       iterations,
       ...fields(layout.vCodes, layout.vToken, layout.vZero, layout.vScale),
     ],
     bindings,
-    groups: gridOf(count),
+    groups,
   });
 }
 
@@ -66,11 +65,12 @@ export function normalize(
   iterations: number,
   out: { balanced: Binding; rowScale: Binding; columnScale: Binding },
 ): void {
+  const groups = grid(count);
   gpu.dispatch({
     kernel: gpu.kernel("normalize", patch(rows, columns, 0)),
-    params: [count, MOST_GROUPS, iterations],
+    params: [count, groups[0], iterations],
     bindings: [tiles, out.balanced, out.rowScale, out.columnScale],
-    groups: gridOf(count),
+    groups,
   });
 }
 
@@ -86,11 +86,12 @@ export function pack(
   bits: number,
   out: { codes: Binding; scale: Binding; zero: Binding },
 ): void {
+  const groups = grid(count);
   gpu.dispatch({
     kernel: gpu.kernel("pack", { BITS: bits, ...patch(rows, columns, 0) }),
-    params: [count, MOST_GROUPS],
+    params: [count, groups[0]],
     bindings: [balanced, out.codes, out.scale, out.zero],
-    groups: gridOf(count),
+    groups,
   });
 }
 
@@ -100,9 +101,4 @@ export function pack(
  */
 function patch(rows: number, columns: number, kept: number): Constants {
   return { ROWS: rows, COLUMNS: columns, KEPT: kept, BLOCKS: kept ? 1 : rows / 16 };
-}
-
-/** Workgroups, one per job, in rows of MOST_GROUPS where there are more. */
-function gridOf(count: number): [number, number] {
-  return [Math.min(count, MOST_GROUPS), Math.ceil(count / MOST_GROUPS)];
 }
