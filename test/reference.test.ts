@@ -14,17 +14,12 @@ import {
   rotate,
   unpackCodes,
 } from "../src/reference/index.js";
-import {
-  decodeGolden,
-  drawFrom,
-  expectConforms,
-  goldenCases,
-  goldenInput,
-  goldenLayout,
-  goldenRecords,
-  type GoldenCase,
-  relativeError,
-} from "./support/golden.js";
+import { layoutOf, recordInput } from "../src/conformance/checks/encode.js";
+import { expectConforms, relativeError } from "../src/conformance/compare.js";
+import type { RecordCase } from "../src/conformance/data.js";
+import { drawFrom } from "../src/conformance/input.js";
+import { decodePlainly } from "../src/conformance/record.js";
+import { goldenCases, goldenRecords } from "./support/golden.js";
 
 const drawArray = (length: number, seed: number): Float32Array => {
   const draw = drawFrom(seed);
@@ -214,9 +209,9 @@ describe("packCodes", () => {
 
 describe("golden records", () => {
   it.each(goldenCases.map((golden) => [golden.name, golden] as const))("%s", async (name, golden) => {
-    const { k, v } = goldenInput(golden);
+    const { k, v } = recordInput(golden);
     const { store, records, block } = await encodeGolden(golden, k, v);
-    const comparison = expectConforms(records, goldenRecords(golden), goldenLayout(golden), name);
+    const comparison = expectConforms(records, goldenRecords(golden), layoutOf(golden), name);
     // The tolerance is for engines in f32; f64 gets every code.
     expect(comparison.codesDiffering).toBe(0);
 
@@ -228,7 +223,7 @@ describe("golden records", () => {
 
   it("come out the same from binary16 input and in a second run", async () => {
     const golden = goldenCases[1];
-    const { k, v } = goldenInput(golden);
+    const { k, v } = recordInput(golden);
     const first = await encodeGolden(golden, k, v);
     const again = await encodeGolden(golden, Uint16Array.from(k, toHalf), Uint16Array.from(v, toHalf));
     expect(again.records).toEqual(first.records);
@@ -238,7 +233,7 @@ describe("golden records", () => {
 describe("the comparison with golden records", () => {
   it("accepts the golden records, and a common factor of a tile", () => {
     for (const golden of goldenCases) {
-      const layout = goldenLayout(golden);
+      const layout = layoutOf(golden);
       const expected = goldenRecords(golden);
       expectConforms(expected, expected, layout);
       const doubled = mapHalves(expected, layout.kToken, layout.group, (x) => x * 2);
@@ -251,7 +246,7 @@ describe("the comparison with golden records", () => {
   it("catches an encoder that keeps the last iterate, on hot tiles", () => {
     for (const golden of hotCases) {
       const { headDim, group, iterations } = golden;
-      const layout = goldenLayout(golden);
+      const layout = layoutOf(golden);
       const records = rotatedTiles(golden).map(({ keys, values }) =>
         encodeBalanced(
           lastIterate(keys, headDim, group, iterations),
@@ -267,7 +262,7 @@ describe("the comparison with golden records", () => {
 
   it("catches 2-bit values read with the stride of 4 bits", () => {
     const golden = goldenCases[0];
-    const { layout, expected } = { layout: goldenLayout(golden), expected: goldenRecords(golden) };
+    const { layout, expected } = { layout: layoutOf(golden), expected: goldenRecords(golden) };
     const packed = expected.subarray(layout.vCodes, layout.vScale);
     const misread = Uint8Array.from({ length: packed.length * 4 }, (_, i) => {
       const [row, column] = [Math.floor(i / layout.headDim), i % layout.headDim];
@@ -281,7 +276,7 @@ describe("the comparison with golden records", () => {
 
   it("catches swapped scale axes", () => {
     const golden = goldenCases[0];
-    const layout = goldenLayout(golden);
+    const layout = layoutOf(golden);
     expect(golden.headDim).toBe(golden.group);
     const expected = goldenRecords(golden);
     const actual = expected.slice();
@@ -294,7 +289,7 @@ describe("the comparison with golden records", () => {
 
   it("catches a scale that is off, not a number, or moved without its tile's others", () => {
     const golden = goldenCases[0];
-    const layout = goldenLayout(golden);
+    const layout = layoutOf(golden);
     const expected = goldenRecords(golden);
     const change = (offset: number, count: number, f: (x: number) => number) => () =>
       expectConforms(mapHalves(expected, offset, count, f), expected, layout);
@@ -503,7 +498,7 @@ function expectClose(actual: ArrayLike<number>, expected: readonly number[]): vo
 }
 
 async function encodeGolden(
-  golden: GoldenCase,
+  golden: RecordCase,
   k: Float32Array | Uint16Array,
   v: Float32Array | Uint16Array,
 ) {
@@ -512,7 +507,7 @@ async function encodeGolden(
     {
       kvHeads,
       headDim,
-      layout: goldenLayout(golden),
+      layout: layoutOf(golden),
       iterations,
     },
     () => false,
@@ -525,9 +520,9 @@ async function encodeGolden(
 }
 
 /** K channel-major and V token-major of each KV head, rotated and rounded to binary16, all in dense f64 arithmetic. */
-function rotatedTiles(golden: GoldenCase): { keys: Float32Array; values: Float32Array }[] {
+function rotatedTiles(golden: RecordCase): { keys: Float32Array; values: Float32Array }[] {
   const { kvHeads, headDim, group } = golden;
-  const input = goldenInput(golden);
+  const input = recordInput(golden);
   const toHalves = (x: Float32Array) => rotateDensely(x, headDim).map((value) => fromHalf(toHalf(value)));
   const k = toHalves(input.k);
   const v = toHalves(input.v);
@@ -652,7 +647,7 @@ async function makeLayer(kvHeads: number, headDim: number): Promise<TestLayer> {
     } else {
       const records = await store.readRecord(block);
       for (let head = 0; head < kvHeads; head++) {
-        const rows = decodeGolden(records.subarray(head * layout.bytes, (head + 1) * layout.bytes), layout);
+        const rows = decodePlainly(records.subarray(head * layout.bytes, (head + 1) * layout.bytes), layout);
         for (let token = 0; token < tokens; token++) {
           const target = ((start + token) * kvHeads + head) * headDim;
           k.set(rows.k.subarray(token * headDim, (token + 1) * headDim), target);

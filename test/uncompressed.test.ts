@@ -1,6 +1,7 @@
 import { describe, expect, it } from "vitest";
 import { openPlainPass, openUncompressed } from "../src/cli/uncompressed.js";
-import { drawFrom, relativeError } from "./support/golden.js";
+import { relativeError } from "../src/conformance/compare.js";
+import { drawFrom } from "../src/conformance/input.js";
 
 function random(seed: number, length: number, scale = 1): Float32Array {
   const draw = drawFrom(seed);

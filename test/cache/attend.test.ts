@@ -1,7 +1,7 @@
 /** Attention against a textbook one, in f64, over what the cache has stored. */
 import { expect, it } from "vitest";
 import type { CacheConfig, KvarnCache, LayerConfig } from "../../src/index.js";
-import { relativeError } from "../support/golden.js";
+import { relativeError } from "../../src/conformance/compare.js";
 import {
   appendChunks,
   describeEngines,

@@ -1,6 +1,7 @@
 /** A live cache moves from one engine to another, byte for byte. */
 import { describe, expect, it } from "vitest";
 import { type KvarnCache, openKvarn } from "../../src/index.js";
+import { relativeError } from "../../src/conformance/compare.js";
 import {
   appendChunks,
   expectError,
@@ -10,7 +11,6 @@ import {
   makeTokens,
   namedEngines,
 } from "../support/cache.js";
-import { relativeError } from "../support/golden.js";
 
 const shape = { queryHeads: 2, kvHeads: 1, headDim: 32 };
 const config = { ...shape, preset: "k4v2_g64", layers: 1, iterations: 2 };

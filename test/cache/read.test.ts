@@ -1,5 +1,6 @@
 /** K and V back out of a cache. */
 import { describe, expect, it } from "vitest";
+import { relativeError } from "../../src/conformance/compare.js";
 import {
   describeEngines,
   expectError,
@@ -9,7 +10,6 @@ import {
   makeTokens,
   type Tokens,
 } from "../support/cache.js";
-import { relativeError } from "../support/golden.js";
 
 const shape = { queryHeads: 4, kvHeads: 2, headDim: 32 };
 const config = { ...shape, preset: "k8v8_g64", layers: 1 };

@@ -1,7 +1,7 @@
 /** Records out of a cache and into another. */
 import { describe, expect, it } from "vitest";
 import { parsePreset, recordLayout } from "../../src/index.js";
-import { relativeError } from "../support/golden.js";
+import { relativeError } from "../../src/conformance/compare.js";
 import {
   appendChunks,
   describeEngines,

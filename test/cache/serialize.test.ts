@@ -2,7 +2,7 @@
 import { describe, expect, it } from "vitest";
 import { type CacheConfig, type Kvarn, KvarnError } from "../../src/index.js";
 import { KvarnCache } from "../../src/cache/cache.js";
-import { relativeError } from "../support/golden.js";
+import { relativeError } from "../../src/conformance/compare.js";
 import {
   appendChunks,
   describeEngines,

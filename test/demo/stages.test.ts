@@ -1,8 +1,8 @@
 import { describe, expect, it } from "vitest";
 import { openKvarn } from "../../src/index.js";
+import { relativeError } from "../../src/conformance/compare.js";
 import { CHOICES, DEFAULT_SETTINGS, presetName } from "../../demo/settings.js";
 import { computeStages, type Stage } from "../../demo/stages.js";
-import { relativeError } from "../support/golden.js";
 import { randomArray } from "../support/random.js";
 
 const headDim = 32;

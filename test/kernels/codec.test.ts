@@ -11,8 +11,9 @@ import {
 import { BIT_WIDTHS, findBadScale, GROUPS } from "../../src/format.js";
 import { fromHalf, toHalf } from "../../src/half.js";
 import { rotate } from "../../src/reference/index.js";
+import { compareRecords, expectConforms, relativeError } from "../../src/conformance/compare.js";
+import { decodePlainly } from "../../src/conformance/record.js";
 import { expectSame, halves } from "../support/cache.js";
-import { compareRecords, decodeGolden, expectConforms, relativeError } from "../support/golden.js";
 import { randomArray, randomIntegers } from "../support/random.js";
 import {
   degenerateTiles,
@@ -166,7 +167,7 @@ describe("decode, wasm as reference", () => {
 
         // And as the format says, in f64, rotated.
         for (let head = 0; head < 2; head++) {
-          const direct = decodeGolden(
+          const direct = decodePlainly(
             records.subarray(head * layout.bytes, (head + 1) * layout.bytes),
             layout,
           );

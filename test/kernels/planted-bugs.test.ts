@@ -3,31 +3,27 @@ import { afterAll, describe, expect, it } from "vitest";
 import { openKvarn } from "../../src/index.js";
 import { fromHalf, toHalf } from "../../src/half.js";
 import { encodeBalanced, type NormalizedTile, packCodes } from "../../src/reference/index.js";
-import {
-  expectConforms,
-  goldenCases,
-  type GoldenCase,
-  goldenInput,
-  goldenLayout,
-  goldenPreset,
-} from "../support/golden.js";
+import { layoutOf, recordInput } from "../../src/conformance/checks/encode.js";
+import { expectConforms } from "../../src/conformance/compare.js";
+import { presetOf, type RecordCase } from "../../src/conformance/data.js";
+import { goldenCases } from "../support/golden.js";
 import { imbalance, iterates, transpose } from "../support/tiles.js";
 
 const wasm = await openKvarn({ backend: "wasm", variant: "strict" });
 afterAll(() => wasm.dispose());
 
 /** The record of the first head. */
-async function encodeFirst(golden: GoldenCase): Promise<Uint8Array> {
-  const { k, v } = goldenInput(golden);
+async function encodeFirst(golden: RecordCase): Promise<Uint8Array> {
+  const { k, v } = recordInput(golden);
   const { kvHeads, headDim, iterations } = golden;
-  const records = await wasm.encode(k, v, { preset: goldenPreset(golden), kvHeads, headDim, iterations });
-  return records.subarray(0, goldenLayout(golden).bytes);
+  const records = await wasm.encode(k, v, { preset: presetOf(golden), kvHeads, headDim, iterations });
+  return records.subarray(0, layoutOf(golden).bytes);
 }
 
 /** K `[headDim, group]` and V `[group, headDim]` of the first head, rotated and rounded to binary16. */
-async function firstTiles(golden: GoldenCase): Promise<{ keys: Float32Array; values: Float32Array }> {
+async function firstTiles(golden: RecordCase): Promise<{ keys: Float32Array; values: Float32Array }> {
   const { kvHeads, headDim, group } = golden;
-  const input = goldenInput(golden);
+  const input = recordInput(golden);
   const rotated = async (x: Float32Array) => {
     const first = x.filter((_, i) => Math.floor(i / headDim) % kvHeads === 0);
     return (await wasm.rotate(first, { headDim })).map((value) => fromHalf(toHalf(value)));
@@ -39,7 +35,7 @@ async function firstTiles(golden: GoldenCase): Promise<{ keys: Float32Array; val
 function normalized(
   tile: Float32Array,
   [rows, columns]: readonly [number, number],
-  { iterations }: GoldenCase,
+  { iterations }: RecordCase,
   choice: "best" | "last",
 ): NormalizedTile {
   const all = [...iterates(tile, rows, columns, iterations)];
@@ -59,7 +55,7 @@ describe("the comparison of records", () => {
   it.each(hot.map((golden) => [golden.name, golden] as const))(
     "catches an encoder that keeps the last iterate, %s",
     async (_, golden) => {
-      const layout = goldenLayout(golden);
+      const layout = layoutOf(golden);
       const { headDim, group } = golden;
       const record = await encodeFirst(golden);
       const { keys, values } = await firstTiles(golden);
@@ -80,7 +76,7 @@ describe("the comparison of records", () => {
   it.each(square.map((golden) => [golden.name, golden] as const))(
     "catches 2-bit values read as 4-bit ones, and swapped scale axes, %s",
     async (_, golden) => {
-      const layout = goldenLayout(golden);
+      const layout = layoutOf(golden);
       const { headDim, group } = golden;
       const record = await encodeFirst(golden);
 

@@ -1,8 +1,8 @@
 import { afterAll, describe, expect, it } from "vitest";
 import { openKvarn } from "../../src/index.js";
 import { rotationBlock } from "../../src/format.js";
+import { relativeError } from "../../src/conformance/compare.js";
 import { expectSame, halves } from "../support/cache.js";
-import { relativeError } from "../support/golden.js";
 import { randomArray, randomIntegers } from "../support/random.js";
 
 const reference = await openKvarn({ backend: "reference" });

@@ -17,8 +17,9 @@ import { fromHalf, toHalf } from "../../src/half.js";
 import { referenceBackend } from "../../src/reference/index.js";
 import { openWasmBackend } from "../../src/wasm/index.js";
 import { openWebGpuBackend } from "../../src/webgpu/index.js";
+import { relativeError } from "../../src/conformance/compare.js";
+import { decodePlainly } from "../../src/conformance/record.js";
 import { hasGpu, isChosen, openEngines, sharedDevice } from "./engines.js";
-import { decodeGolden, relativeError } from "./golden.js";
 import { randomArray, randomIntegers } from "./random.js";
 
 // Nobody disposes of them: a worker's test files have them in common.
@@ -361,7 +362,7 @@ export function storedLayer({ layers, group }: Saved, layer = 0): StoredLayer {
     const start = tile * group * headDim;
     for (let head = 0; head < kvHeads; head++) {
       if (kind === "record") {
-        const decoded = decodeGolden(data.subarray(head * layout.bytes, (head + 1) * layout.bytes), layout);
+        const decoded = decodePlainly(data.subarray(head * layout.bytes, (head + 1) * layout.bytes), layout);
         k[head].set(decoded.k, start);
         v[head].set(decoded.v, start);
       } else if (kind === "exact") {

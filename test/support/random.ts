@@ -1,5 +1,5 @@
 /** Random numbers that are the same in every run. */
-import { drawFrom, xorshift32 } from "./golden.js";
+import { drawFrom, xorshift32 } from "../../src/conformance/input.js";
 
 /** Spreads small seeds, 0 too, over the states of a generator. */
 function state(seed: number): number {

@@ -1,5 +1,5 @@
 /** Tiles that are hard on the method, and the method's measure of them. For tests of any backend. */
-import { drawFrom, xorshift32 } from "./golden.js";
+import { drawFrom, xorshift32 } from "../../src/conformance/input.js";
 
 /** Settings of a property test. A failure prints the seed; `KVARN_TEST_SEED` tries another. */
 export function runs(numRuns: number): { numRuns: number; seed: number; endOnFailure: boolean } {

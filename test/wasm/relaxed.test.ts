@@ -4,16 +4,11 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { type Kvarn, openKvarn } from "../../src/index.js";
 import { relaxedWasm } from "../../src/wasm/inlined.js";
 import { canRunRelaxed } from "../../src/wasm/probe.js";
+import { layoutOf, recordInput } from "../../src/conformance/checks/encode.js";
+import { expectConforms, relativeError } from "../../src/conformance/compare.js";
+import { presetOf } from "../../src/conformance/data.js";
 import { evenChunks, expectSame, filledCache, makeQueries, makeTokens } from "../support/cache.js";
-import {
-  expectConforms,
-  goldenCases,
-  goldenInput,
-  goldenLayout,
-  goldenPreset,
-  goldenRecords,
-  relativeError,
-} from "../support/golden.js";
+import { goldenCases, goldenRecords } from "../support/golden.js";
 import { randomArray } from "../support/random.js";
 
 const needsFlag = !canRunRelaxed();
@@ -37,11 +32,11 @@ describe.each(["relaxed", "relaxed-f32"])("the variant %s", (variant) => {
   });
 
   it.each(goldenCases.map((golden) => [golden.name, golden] as const))("encodes %s", async (_, golden) => {
-    const { k, v } = goldenInput(golden);
+    const { k, v } = recordInput(golden);
     const { kvHeads, headDim, iterations } = golden;
-    const options = { preset: goldenPreset(golden), kvHeads, headDim, iterations };
+    const options = { preset: presetOf(golden), kvHeads, headDim, iterations };
     const records = await kvarn.encode(k, v, options);
-    expectConforms(records, goldenRecords(golden), goldenLayout(golden));
+    expectConforms(records, goldenRecords(golden), layoutOf(golden));
     expectSame(await kvarn.encode(k, v, options), records);
     const decoded = await kvarn.decode(records, options);
     expect(relativeError(decoded.k, k)).toBeCloseTo(golden.keyRelativeError, 3);

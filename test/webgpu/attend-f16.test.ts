@@ -4,8 +4,8 @@ import { makeAttendF16 } from "../../bench/webgpu/attend-f16.js";
 import { scoreTokens, softmax, weighTokens } from "../../src/cli/attention.js";
 import { fromHalf, toHalf } from "../../src/half.js";
 import { Gpu } from "../../src/webgpu/gpu.js";
+import { relativeError } from "../../src/conformance/compare.js";
 import { hasGpu, sharedDevice } from "../support/engines.js";
-import { relativeError } from "../support/golden.js";
 import { bufferOf, runOn } from "../support/gpu.js";
 import { randomArray } from "../support/random.js";
 

@@ -6,17 +6,11 @@ import { encodeRecord } from "../../src/reference/record.js";
 import { rotate } from "../../src/reference/rotate.js";
 import { encode, normalize, pack } from "../../src/webgpu/encode.js";
 import { Gpu } from "../../src/webgpu/gpu.js";
+import { layoutOf, recordInput } from "../../src/conformance/checks/encode.js";
+import { compareRecords, expectConforms, relativeError } from "../../src/conformance/compare.js";
+import { decodePlainly } from "../../src/conformance/record.js";
 import { expectSame } from "../support/cache.js";
-import {
-  compareRecords,
-  decodeGolden,
-  expectConforms,
-  goldenCases,
-  goldenInput,
-  goldenLayout,
-  goldenRecords,
-  relativeError,
-} from "../support/golden.js";
+import { goldenCases, goldenRecords } from "../support/golden.js";
 import { hasGpu, sharedDevice } from "../support/engines.js";
 import { bufferOf, runOn } from "../support/gpu.js";
 import { randomIntegers } from "../support/random.js";
@@ -86,7 +80,7 @@ function makeInput(recipe: Recipe, { headDim, group }: RecordLayout, seed: numbe
   return [transpose(keys, headDim, group), makeTile(recipe, group, headDim, seed + 1)] as const;
 }
 
-function layoutOf(headDim: number, group: number, keyBits: number, valueBits: number): RecordLayout {
+function layoutFor(headDim: number, group: number, keyBits: number, valueBits: number): RecordLayout {
   return recordLayout(parsePreset(`k${keyBits}v${valueBits}_g${group}`), headDim);
 }
 
@@ -94,8 +88,8 @@ describe.skipIf(!hasGpu)("encode on the GPU", () => {
   it.each(goldenCases.map((golden) => [golden.name, golden] as const))(
     "makes the golden record %s, twice the same",
     async (_, golden) => {
-      const { k, v } = goldenInput(golden);
-      const [layout, { headDim, kvHeads, iterations }] = [goldenLayout(golden), golden];
+      const { k, v } = recordInput(golden);
+      const [layout, { headDim, kvHeads, iterations }] = [layoutOf(golden), golden];
       const rotated = [rotate(k, headDim), rotate(v, headDim)] as const;
       const shape = { layout, kvHeads, iterations };
       const records = await encodeTile(...rotated, shape);
@@ -128,7 +122,7 @@ describe.skipIf(!hasGpu)("encode on the GPU", () => {
     [512, 64, 4, 2],
     [512, 128, 2, 3],
   ])("conforms to the reference, D=%i, G=%i, k%iv%i", async (headDim, group, keyBits, valueBits) => {
-    const layout = layoutOf(headDim, group, keyBits, valueBits);
+    const layout = layoutFor(headDim, group, keyBits, valueBits);
     const recipes = Object.entries(regularTiles).slice(0, headDim > 256 ? 3 : undefined);
     for (const iterations of [0, 8]) {
       const shape = { layout, kvHeads: 1, iterations };
@@ -151,7 +145,7 @@ describe.skipIf(!hasGpu)("encode on the GPU", () => {
     // Devices that compute on the CPU have no use for it, but here they shall do it all the same.
     setting.software = false;
     try {
-      const layout = layoutOf(headDim, group, keyBits, valueBits);
+      const layout = layoutFor(headDim, group, keyBits, valueBits);
       const shape = { layout, kvHeads: 1, iterations: 8 };
       for (const [name, recipe] of Object.entries(regularTiles)) {
         const input = makeInput(recipe, layout, headDim + group);
@@ -169,7 +163,7 @@ describe.skipIf(!hasGpu)("encode on the GPU", () => {
     [128, 64, 2, 2],
     [512, 64, 4, 2],
   ])("D=%i, G=%i, k%iv%i", (headDim, group, keyBits, valueBits) => {
-    const layout = layoutOf(headDim, group, keyBits, valueBits);
+    const layout = layoutFor(headDim, group, keyBits, valueBits);
     const shape = { layout, kvHeads: 1, iterations: 8 };
 
     it.each(Object.entries(extremeTiles))("finds the scales of the reference, %s", async (_, recipe) => {
@@ -188,7 +182,7 @@ describe.skipIf(!hasGpu)("encode on the GPU", () => {
       const [k, v] = makeInput(recipe, layout, 8);
       const errors = (records: Uint8Array) => {
         expect(findBadScale(records, layout)).toBe(-1);
-        const decoded = decodeGolden(records, layout);
+        const decoded = decodePlainly(records, layout);
         return [relativeError(decoded.k, k), relativeError(decoded.v, v)];
       };
       const expected = errors(encodeReference(k, v, shape));
@@ -200,7 +194,7 @@ describe.skipIf(!hasGpu)("encode on the GPU", () => {
   });
 
   it("moves a factor to the columns' scales where zero points exceed binary16", async () => {
-    const layout = layoutOf(64, 64, 4, 2);
+    const layout = layoutFor(64, 64, 4, 2);
     const shape = { layout, kvHeads: 1, iterations: 8 };
     const [k, v] = makeInput({ rowFactor: () => 100 }, layout, 1);
     k.fill(-65504, 0, 64);
@@ -214,7 +208,7 @@ describe.skipIf(!hasGpu)("encode on the GPU", () => {
 
   it("encodes many tiles at scattered places at once, and touches nothing else", async () => {
     const [headDim, group, kvHeads, iterations] = [48, 64, 2, 4];
-    const layout = layoutOf(headDim, group, 3, 6);
+    const layout = layoutFor(headDim, group, 3, 6);
     const shape = { layout, kvHeads, iterations };
     const exactBytes = group * 4 * kvHeads * headDim;
     const tiles = [3, 0, 4, 1].map((place, i) => ({

@@ -2,9 +2,9 @@
 import { afterAll, describe, expect, it } from "vitest";
 import { openKvarn } from "../../src/index.js";
 import { BIT_WIDTHS } from "../../src/format.js";
+import { relativeError } from "../../src/conformance/compare.js";
 import { expectSame } from "../support/cache.js";
 import { hasGpu } from "../support/engines.js";
-import { relativeError } from "../support/golden.js";
 import { randomArray, randomIntegers } from "../support/random.js";
 
 describe.skipIf(!hasGpu)("kernels on a GPU", async () => {

@@ -2,9 +2,9 @@
 import { afterAll, describe, expect, it } from "vitest";
 import { openKvarn, parsePreset, recordLayout } from "../../src/index.js";
 import { findAdapter, findGpu } from "../../src/webgpu/adapter.js";
+import { relativeError } from "../../src/conformance/compare.js";
 import { makeQueries, makeTokens } from "../support/cache.js";
 import { hasGpu } from "../support/engines.js";
-import { relativeError } from "../support/golden.js";
 
 const shape = { queryHeads: 32, kvHeads: 8, headDim: 128 };
 const preset = "k4v2_g128";
