@@ -1,63 +1,57 @@
 /** What documents say holds: their code is that of the examples, which run, and their figures are those of the package. */
-import { existsSync, readdirSync, readFileSync } from "node:fs";
+import { createHash } from "node:crypto";
+import { existsSync, readFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { PassThrough } from "node:stream";
 import { describe, expect, it } from "vitest";
-import { parsePreset, recordLayout } from "../src/index.js";
+import { openKvarn, parsePreset, recordLayout } from "../src/index.js";
 import { runCli } from "../src/cli/cli.js";
+import { readDump } from "../src/cli/dump.js";
 import type { Report } from "../src/cli/report.js";
 import { formatFactor, formatPercent } from "../src/cli/text.js";
+import { countChecks } from "./packaging/report.js";
+import { blocksOf, documents } from "./support/documents.js";
+import { dumpFile, randomTensor } from "./support/dump.js";
 import { quotableTexts } from "./support/examples.js";
-
-const documents = [
-  "README.md",
-  "conformance/README.md",
-  ...readdirSync("docs")
-    .filter((name) => name.endsWith(".md"))
-    .map((name) => `docs/${name}`),
-];
-
-interface Block {
-  readonly language: string;
-  readonly text: string;
-}
-
-/** The fenced blocks of a document. */
-function blocksOf(document: string): Block[] {
-  const blocks = readFileSync(document, "utf8").matchAll(/^```(\w*)\n([\s\S]*?)^```$/gm);
-  return [...blocks].map(([, language, text]) => ({ language, text }));
-}
+import { goldenCases } from "./support/golden.js";
 
 /** Languages of which every block is an example. */
 const CODE = ["js", "ts", "html", "toml"];
+
+/** Others: test/commands.test.ts runs the commands, which print the blocks without a language; of JSON see below. */
+const OTHERS = ["sh", "", "json"];
+
+/** What GitHub makes of a heading for links to it. */
+function anchorsOf(document: string): string[] {
+  const headings = readFileSync(document, "utf8").matchAll(/^#+ (.*)$/gm);
+  return [...headings].map(([, text]) => {
+    return text
+      .toLowerCase()
+      .replace(/[^\w\- ]/g, "")
+      .replaceAll(" ", "-");
+  });
+}
 
 describe.each(documents)("%s", (document) => {
   const blocks = blocksOf(document);
 
   it("quotes examples word for word", () => {
     const texts = quotableTexts();
-    for (const { text } of blocks.filter(({ language }) => CODE.includes(language))) {
+    for (const { language, text } of blocks) {
+      if (OTHERS.includes(language)) continue;
+      expect(CODE).toContain(language);
       expect(texts, `not in examples/:\n${text}`).toContain(text);
     }
   });
 
-  it("shows what `kvarn size` prints", async () => {
-    for (const [i, { text }] of blocks.entries()) {
-      const [, args] = /^npx kvarn (size [^\n]*)\n$/.exec(text) ?? [];
-      if (args === undefined) continue;
-      let output = "";
-      const streams = { stdout: { write: (part: string) => (output += part) }, stderr: new PassThrough() };
-      expect(await runCli(args.split(" "), streams)).toBe(0);
-      expect(blocks[i + 1]).toEqual({ language: "", text: output });
-    }
-  });
-
   it("links to what there is", () => {
-    const links = readFileSync(document, "utf8").matchAll(/\]\(([^)#\s]+)(#[^)]*)?\)|src="([^"]+)"/g);
-    for (const [, link, , source] of links) {
+    const links = readFileSync(document, "utf8").matchAll(/\]\(([^)#\s]*)(?:#([^)]*))?\)|src="([^"]+)"/g);
+    for (const [, link, anchor, source] of links) {
       const target = link ?? source;
       if (/^https?:/.test(target)) continue;
-      expect(existsSync(join(dirname(document), target)), target).toBe(true);
+      const file = target === "" ? document : join(dirname(document), target);
+      expect(existsSync(file), target).toBe(true);
+      if (anchor !== undefined) expect(anchorsOf(file), target).toContain(anchor);
     }
   });
 });
@@ -65,7 +59,6 @@ describe.each(documents)("%s", (document) => {
 it("documents quote examples at all", () => {
   const blocks = documents.flatMap(blocksOf);
   expect(blocks.filter(({ language }) => CODE.includes(language)).length).toBeGreaterThan(10);
-  expect(blocks.filter(({ text }) => text.startsWith("npx kvarn size")).length).toBeGreaterThan(0);
 });
 
 describe("docs/presets.md", () => {
@@ -95,6 +88,79 @@ describe("docs/presets.md", () => {
     const [, output, ratio] = /from 7\.58 to ([\d.]+) %, for a size of ([\d.]+x)\s/.exec(text)!;
     expect([output, ratio]).toEqual([formatPercent(error.output), formatFactor(size.longContextRatio)]);
   });
+});
+
+describe("docs/report.md", () => {
+  const rows = [
+    ...readFileSync("docs/report.md", "utf8").matchAll(/^\| `(layers\.\{i\}\.[kvq])` +\| `\[(.*)\]`/gm),
+  ];
+
+  it("names the tensors and the sizes that the reader knows", () => {
+    const sizes = { tokens: 7, queryTokens: 5, queryHeads: 6, kvHeads: 3, headDim: 16 };
+    const tensors = rows.map(([, name, shape]) => {
+      const [a, b, c] = shape.split(", ").map((size) => sizes[size as keyof typeof sizes]);
+      return [name.replace("{i}", "4"), randomTensor(1, a, b, c)] as const;
+    });
+    expect(tensors).toHaveLength(3);
+    const { layers, ignored } = readDump(dumpFile(Object.fromEntries(tensors)));
+    expect(ignored).toEqual([]);
+    expect(layers).toMatchObject([{ number: 4, ...sizes }]);
+  });
+
+  it("points to a script whose file the reader reads, every number in its place", () => {
+    const script = readFileSync("tools/save_dump.py", "utf8");
+    expect(readFileSync("docs/report.md", "utf8")).toContain('`save_dump("model.kv.safetensors", layers)`');
+    expect(script).toContain("def save_dump(path: str | Path, layers: Iterable[Layer],");
+    const { layers, ignored } = readDump(readFileSync("fixtures/heads-first.kv.safetensors"));
+    expect(ignored).toEqual([]);
+    const shape = { tokens: 5, queryTokens: 3, queryHeads: 4, kvHeads: 2, headDim: 16 };
+    expect(layers).toMatchObject([0, 1].map((number) => ({ number, ...shape })));
+    for (const layer of layers) {
+      const sign = layer.number === 0 ? 1 : -1;
+      const expected = (first: number, tokens: number, heads: number, more: number): Float32Array =>
+        Float32Array.from({ length: tokens * heads * 16 }, (_, i) => {
+          const [token, head] = [first + Math.floor(i / 16 / heads), Math.floor(i / 16) % heads];
+          return sign * (128 * head + 16 * token + (i % 16) + 1 + more);
+        });
+      expect(layer.keys(0, 5)).toEqual(expected(0, 5, 2, 0));
+      expect(layer.values(0, 5)).toEqual(expected(0, 5, 2, 512));
+      expect(layer.queries(0, 3)).toEqual(expected(2, 3, 4, 0));
+    }
+  });
+});
+
+it("docs/saved-cache.md shows a header as it is written", async () => {
+  const [json, ...others] = documents.flatMap(blocksOf).filter(({ language }) => language === "json");
+  expect(others).toEqual([]);
+  expect(blocksOf("docs/saved-cache.md")).toContainEqual(json);
+  const kvarn = await openKvarn({ backend: "wasm" });
+  const cache = kvarn.createCache({ layers: 1, queryHeads: 32, kvHeads: 8, headDim: 128 });
+  const zeros = new Float32Array(2304 * 8 * 128);
+  await cache.append(0, zeros, zeros);
+  await cache.flush();
+  const saved = Buffer.from(await cache.serialize());
+  kvarn.dispose();
+  const header: unknown = JSON.parse(saved.toString("utf8", 16, 16 + saved.readUInt32LE(12)));
+  expect(JSON.stringify(header)).toBe(JSON.stringify(JSON.parse(json.text)));
+});
+
+it("tools/README.md has the sizes and the hashes of what was made", () => {
+  const text = readFileSync("tools/README.md", "utf8");
+  const made = [...text.matchAll(/`(fixtures\/\S+)`[^`]*?([\d,]+)[^`]*`([0-9a-f]{64})`/g)];
+  expect(made.length).toBeGreaterThan(2);
+  for (const [, file, bytes, hash] of made) {
+    const data = readFileSync(file);
+    expect(data.length, file).toBe(Number(bytes.replaceAll(",", "")));
+    expect(createHash("sha256").update(data).digest("hex"), file).toBe(hash);
+  }
+});
+
+it("sizes and counts in sentences hold", () => {
+  const limits = JSON.parse(readFileSync(".size-limit.json", "utf8")) as { name: string; limit: string }[];
+  const { limit } = limits.find(({ name }) => name === "kvarn")!;
+  expect(readFileSync("README.md", "utf8").replace(/\s+/g, " ")).toContain(`All of it is below ${limit},`);
+  expect(readFileSync("conformance/README.md", "utf8")).toContain(` ${goldenCases.length} cases of records,`);
+  expect(readFileSync("docs/runtimes.md", "utf8")).toContain(` ${countChecks()} are all of it.`);
 });
 
 it("the README gives sizes that recordLayout gives", () => {
