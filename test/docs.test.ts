@@ -35,6 +35,11 @@ function anchorsOf(document: string): string[] {
 describe.each(documents)("%s", (document) => {
   const blocks = blocksOf(document);
 
+  it("has no fence that these tests do not see", () => {
+    const fences = readFileSync(document, "utf8").match(/^\s*(```|~~~)/gm) ?? [];
+    expect(fences).toHaveLength(2 * blocks.length);
+  });
+
   it("quotes examples word for word", () => {
     const texts = quotableTexts();
     for (const { language, text } of blocks) {
