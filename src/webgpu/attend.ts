@@ -71,16 +71,19 @@ interface Pace {
   readonly leastPiece: number;
   /** Invocations of a workgroup of attend-combine. */
   readonly combine: number;
-  /** Words of codes that each invocation fetches and goes through at a time. */
-  readonly ahead: number;
+  /** Words of codes of K that each invocation fetches and goes through at a time. */
+  readonly keyWords: number;
+  /** The same of V. */
+  readonly valueWords: number;
 }
 
 const HARDWARE: Pace = {
   groups: [528, 1024],
   leastRows: 1,
-  leastPiece: 16,
+  leastPiece: 8,
   combine: 256,
-  ahead: 8,
+  keyWords: 16,
+  valueWords: 8,
 };
 /** On a CPU invocations take turns, each barrier costs a change of them, and code takes long to compile. */
 const SOFTWARE: Pace = {
@@ -88,7 +91,8 @@ const SOFTWARE: Pace = {
   leastRows: 4,
   leastPiece: 64,
   combine: 64,
-  ahead: 1,
+  keyWords: 1,
+  valueWords: 1,
 };
 
 function paceOf({ software }: Gpu): Pace {
@@ -270,7 +274,7 @@ function planTiles(
 ): { constants: Record<string, number>; tilesAtOnce: number } {
   const { headDim, group, keyBits, valueBits } = layout;
   // Few tiles are scored by more invocations each.
-  const slices = work <= 512 ? 4 : work <= 1024 ? 2 : 1;
+  const slices = work <= 256 ? 4 : work <= 1024 ? 2 : 1;
   const lanes = (group / 8) * slices;
   const tiles = THREADS / lanes;
   const chunk = largestDivisor(headDim, (n) => n % 16 === 0 && n <= group);
@@ -298,12 +302,12 @@ function planTiles(
       PAIRS: Math.ceil(chunk / slices / 2 / (group / 8)),
       KEY_CODES: keyCodes,
       KEY_WORDS: 8 / keyCodes,
-      KEYS_AHEAD: largestDivisor(chunk / slices, (n) => n === 1 || n * (8 / keyCodes) <= pace.ahead),
+      KEYS_AHEAD: largestDivisor(chunk / slices, (n) => n === 1 || n * (8 / keyCodes) <= pace.keyWords),
       KEY_ROW: (group / 32) * keyBits,
       CHANNELS: channels,
       VALUE_CODES: valueCodes,
       VALUE_WORDS: channels / valueCodes,
-      VALUES_AHEAD: largestDivisor(span, (n) => n === 1 || n * (channels / valueCodes) <= pace.ahead),
+      VALUES_AHEAD: largestDivisor(span, (n) => n === 1 || n * (channels / valueCodes) <= pace.valueWords),
       COLUMNS: columns,
       SHARES: shares,
       SPAN: span,
