@@ -7,8 +7,9 @@
 //
 // A code becomes a float without a conversion: as the upper bits of the mantissa of a number from 1 to 2, so
 // that a sum over factor * (1 + code / 2^bits) is short only of a constant, which joins the zero point's
-// part. Words are fetched well before they are needed: each invocation has to have many in flight, and
-// registers do not suffice for many more invocations.
+// part. Words are fetched well before they are needed, those of the next tiles while the last ones of these
+// are gone through: each invocation has to have many in flight, and registers do not suffice for many more
+// invocations.
 
 // The maximum is raised only when a score exceeds it by so much: weights up to e^16 are as good as those up
 // to 1.
@@ -18,8 +19,6 @@ const HIDDEN_FROM: u32 = 0x7fffffffu;
 // What sums over values are divided by where V's scale is zero: next to nothing is left of what they count.
 const NO_SCALE: f32 = 8.8817842e-16;
 
-// Words on their way from records to codes: each invocation's own, where it can count through them.
-var<workgroup> fetched: array<u32, FETCHED>;
 // The round, counted from 1, in which a score last exceeded the maximum.
 var<workgroup> exceeded: atomic<u32>;
 
@@ -43,15 +42,16 @@ fn bitsAt(word: u32, bit: u32) -> u32 {
   return (records[at] >> shift) | ((records[at + 1u] << 1u) << (31u - shift));
 }
 
-// Codes of K for one channel, counted from `start`, and eight tokens: all of them, or half.
+// Codes of K for one channel and eight tokens: all of them, or half. The channel is counted from that whose
+// codes begin at `start`.
 fn keyCodes(start: u32, channel: u32, eight: u32, word: u32) -> u32 {
   //# if KEY_BITS == 4 || KEY_BITS == 8
-  return records[start + (channel * (GROUP / 8u) + eight) * (KEY_BITS / 4u) + word];
+  return records[start + channel * KEY_ROW + eight * (KEY_BITS / 4u) + word];
   //# else
   //# if KEY_BITS == 2
-  return records[start + channel * (GROUP / 16u) + eight / 2u] >> (eight % 2u * 16u);
+  return records[start + channel * KEY_ROW + eight / 2u] >> (eight % 2u * 16u);
   //# else
-  return bitsAt(start + channel * (GROUP / 32u) * KEY_BITS, (eight * 8u + word * 4u) * KEY_BITS);
+  return bitsAt(start + channel * KEY_ROW, (eight * 8u + word * 4u) * KEY_BITS);
   //# end
   //# end
 }
@@ -74,11 +74,18 @@ fn attendRecords(block: u32, kvHead: u32, split: u32, thread: u32) {
   let mostPosition = params.position + (firstRow + ROWS - 1u) / params.headsPerKvHead;
   let queries = (kvHead * params.blocks + block) * D;
 
+  // In scoring.
   let tile = thread / LANES;
   let slice = thread % LANES / (GROUP / 8u);
   let eight = thread % (GROUP / 8u);
+  let token = eight * 8u + slice * TOKENS;
+  // Its first channel, and the first pair of channels whose scales it gets.
+  let begin = slice * (CHUNK / SLICES);
+  let firstPair = begin / 2u + eight;
+  // In summing up values: the shares of one tile take its tokens in turn.
   let column = thread % COLUMNS;
   let share = thread / COLUMNS;
+  let part = share % (GROUP / SPAN);
 
   var top = Rows(HIDDEN);
   var total = Rows(0.0);
@@ -92,9 +99,28 @@ fn attendRecords(block: u32, kvHead: u32, split: u32, thread: u32) {
   if (thread == 0u) {
     atomicStore(&exceeded, 0u);
   }
+  var entry = tiles[min(first + tile, end - 1u)];
+  var nextRecord = entry.x + kvHead * RECORD;
+  var codes = nextRecord + begin * KEY_ROW;
+  //# for p in 0..PAIRS
+  var keyScale_p = records[nextRecord + K_SCALE + firstPair + $p * (GROUP / 8u)];
+  var keyZero_p = records[nextRecord + K_ZERO + firstPair + $p * (GROUP / 8u)];
+  //# end
+  //# for i in 0..KEYS_AHEAD
+  //# for u in 0..KEY_WORDS
+  var next_i_u = keyCodes(codes, $i, eight, $u);
+  //# end
+  //# end
   for (var round = first; round < end; round += TILES) {
-    let entry = tiles[min(round + tile, end - 1u)];
-    let record = entry.x + kvHead * RECORD;
+    let record = nextRecord;
+    let start = entry.y;
+    entry = tiles[min(round + TILES + tile, end - 1u)];
+    nextRecord = entry.x + kvHead * RECORD;
+    var valueTile = share / (GROUP / SPAN) * SPANS;
+    var valueRecord = tiles[min(round + valueTile, end - 1u)].x + kvHead * RECORD;
+    //# for n in 0..TOKENS / 2
+    let keyToken_n = records[record + K_TOKEN + token / 2u + $n];
+    //# end
 
     // Scores, each slice its part of them.
     //# for n in 0..8
@@ -102,52 +128,61 @@ fn attendRecords(block: u32, kvHead: u32, split: u32, thread: u32) {
     //# end
     var constant = Rows(0.0);
     for (var chunk = 0u; chunk < D; chunk += CHUNK) {
-      let begin = slice * (CHUNK / SLICES);
-      let codes = record + (chunk + begin) * (GROUP / 32u) * KEY_BITS;
-      //# for i in 0..KEYS_AHEAD
-      //# for u in 0..KEY_WORDS
-      var next_i_u = keyCodes(codes, $i, eight, $u);
-      //# end
-      //# end
-      let factors = tile * CHUNK + begin;
-      for (var pair = eight; pair < CHUNK / SLICES / 2u; pair += GROUP / 8u) {
-        let word = record + (chunk + begin) / 2u + pair;
-        let query = queries + chunk + begin + 2u * pair;
-        let scale = unpack2x16float(records[K_SCALE + word]) * f32(1u << KEY_BITS);
-        let zero = unpack2x16float(records[K_ZERO + word]);
+      // What comes after this chunk.
+      let isLast = chunk + CHUNK == D;
+      let next = select(record, nextRecord, isLast);
+      let nextChunk = select(chunk + CHUNK, 0u, isLast);
+      //# for p in 0..PAIRS
+      if (eight + $p * (GROUP / 8u) < CHUNK / SLICES / 2u) {
+        let channel = 2u * (firstPair + $p * (GROUP / 8u));
+        let query = queries + chunk + channel;
+        let scale = unpack2x16float(keyScale_p) * f32(1u << KEY_BITS);
+        let zero = unpack2x16float(keyZero_p);
         let low = q[query] * scale.x;
         let high = q[query + 1u] * scale.y;
-        staged[factors + 2u * pair] = low;
-        staged[factors + 2u * pair + 1u] = high;
+        staged[tile * CHUNK + channel] = low;
+        staged[tile * CHUNK + channel + 1u] = high;
         constant += (q[query] * zero.x - low) + (q[query + 1u] * zero.y - high);
       }
+      keyScale_p = records[next + K_SCALE + nextChunk / 2u + firstPair + $p * (GROUP / 8u)];
+      keyZero_p = records[next + K_ZERO + nextChunk / 2u + firstPair + $p * (GROUP / 8u)];
+      //# end
       sums[thread] = constant;
       workgroupBarrier();
       for (var batch = 0u; batch < CHUNK / SLICES; batch += KEYS_AHEAD) {
-        // The last round fetches past the codes, where the other fields lie.
+        let isInChunk = batch + KEYS_AHEAD < CHUNK / SLICES;
+        codes = select(next + (nextChunk + begin) * KEY_ROW, codes + KEYS_AHEAD * KEY_ROW, isInChunk);
         //# for i in 0..KEYS_AHEAD
         //# for u in 0..KEY_WORDS
-        fetched[($i * KEY_WORDS + $u) * THREADS + thread] = next_i_u;
-        next_i_u = keyCodes(codes, batch + KEYS_AHEAD + $i, eight, $u);
+        let codes_i_u = next_i_u;
+        next_i_u = keyCodes(codes, $i, eight, $u);
         //# end
         //# end
-        for (var channel = 0u; channel < KEYS_AHEAD; channel += KEYS_UNROLLED) {
-          //# for i in 0..KEYS_UNROLLED
-          let factor_i = staged[factors + batch + channel + $i];
-          //# for u in 0..KEY_WORDS
-          let codes_i_u = fetched[((channel + $i) * KEY_WORDS + $u) * THREADS + thread];
-          //# end
-          //# for n in 0..KEY_CODES
-          score_n = fma(factor_i, Rows(fraction(codes_i_0, $n * KEY_BITS, KEY_BITS)), score_n);
-          //# end
-          //# for n in KEY_CODES..8
-          score_n = fma(factor_i, Rows(fraction(codes_i_1, ($n - KEY_CODES) * KEY_BITS, KEY_BITS)), score_n);
-          //# end
-          //# end
-        }
+        //# for i in 0..KEYS_AHEAD
+        let factor_i = staged[tile * CHUNK + begin + batch + $i];
+        //# for n in 0..KEY_CODES
+        score_n = fma(factor_i, Rows(fraction(codes_i_0, $n * KEY_BITS, KEY_BITS)), score_n);
+        //# end
+        //# for n in KEY_CODES..8
+        score_n = fma(factor_i, Rows(fraction(codes_i_1, ($n - KEY_CODES) * KEY_BITS, KEY_BITS)), score_n);
+        //# end
+        //# end
       }
       workgroupBarrier();
     }
+    // On their way while weights are made.
+    //# for n in 0..TOKENS / 2
+    let valueToken_n = records[record + V_TOKEN + token / 2u + $n];
+    let valueZero_n = records[record + V_ZERO + token / 2u + $n];
+    //# end
+    //# for c in 0..CHANNELS / 2
+    var valueScale_c = records[valueRecord + V_SCALE + column * (CHANNELS / 2u) + $c];
+    //# end
+    //# for i in 0..VALUES_AHEAD
+    //# for u in 0..VALUE_WORDS
+    var value_i_u = valueCodes(valueRecord + V_CODES, $i * (GROUP / SPAN) + part, column, $u);
+    //# end
+    //# end
     constant = Rows(0.0);
     for (var i = 0u; i < GROUP / 8u; i++) {
       constant += sums[thread - eight + i];
@@ -169,9 +204,11 @@ fn attendRecords(block: u32, kvHead: u32, split: u32, thread: u32) {
     //# end
     //# end
 
-    let token = eight * 8u + slice * TOKENS;
-    //# for n in 0..TOKENS
-    score_n *= halfOf(records[record + K_TOKEN + (token + $n) / 2u], $n);
+    //# for n in 0..TOKENS / 2
+    let keyTokens_n = unpack2x16float(keyToken_n);
+    //# for m in 2 * $n..2 * $n + 2
+    score_m *= keyTokens_n[$m % 2];
+    //# end
     //# end
     if (params.softCap > 0.0) {
       //# for n in 0..TOKENS
@@ -179,10 +216,10 @@ fn attendRecords(block: u32, kvHead: u32, split: u32, thread: u32) {
       //# end
     }
     // A place behind the last tile has another go at it, unseen by any row.
-    let last = select(HIDDEN_FROM, entry.y + GROUP - 1u, round + tile < end);
-    if (last > leastPosition || entry.y + params.window <= mostPosition) {
+    let last = select(HIDDEN_FROM, start + GROUP - 1u, round + tile < end);
+    if (last > leastPosition || start + params.window <= mostPosition) {
       //# for n in 0..TOKENS
-      let at_n = select(HIDDEN_FROM, entry.y + token + $n, round + tile < end);
+      let at_n = select(HIDDEN_FROM, start + token + $n, round + tile < end);
       score_n = masked(score_n, at_n, positions, params.window);
       //# end
     }
@@ -213,67 +250,68 @@ fn attendRecords(block: u32, kvHead: u32, split: u32, thread: u32) {
     // Weights, times V's scale of the token; its zero point, short of the constant, goes to a sum over
     // tokens.
     constant = Rows(0.0);
-    //# for n in 0..TOKENS
-    let weight_n = select(expOf(score_n - top), Rows(0.0), score_n <= Rows(HIDDEN));
-    let valueScale_n = halfOf(records[record + V_TOKEN + (token + $n) / 2u], $n) * f32(1u << VALUE_BITS);
-    let valueZero_n = halfOf(records[record + V_ZERO + (token + $n) / 2u], $n);
-    total += weight_n;
-    constant = fma(weight_n, Rows(valueZero_n - valueScale_n), constant);
-    staged[tile * GROUP + token + $n] = weight_n * valueScale_n;
+    //# for n in 0..TOKENS / 2
+    let valueTokens_n = unpack2x16float(valueToken_n) * f32(1u << VALUE_BITS);
+    let valueZeros_n = unpack2x16float(valueZero_n);
+    //# for m in 2 * $n..2 * $n + 2
+    let weight_m = select(expOf(score_m - top), Rows(0.0), score_m <= Rows(HIDDEN));
+    total += weight_m;
+    constant = fma(weight_m, Rows(valueZeros_n[$m % 2] - valueTokens_n[$m % 2]), constant);
+    staged[tile * GROUP + token + $m] = weight_m * valueTokens_n[$m % 2];
+    //# end
     //# end
     sums[tile * LANES + token / TOKENS] = constant;
     workgroupBarrier();
 
     if (share < SHARES) {
       for (var span = 0u; span < SPANS; span++) {
-        // The shares of one tile take its tokens in turn.
-        let part = share % (GROUP / SPAN);
-        let valueTile = share / (GROUP / SPAN) * SPANS + span;
-        let valueRecord = tiles[min(round + valueTile, end - 1u)].x + kvHead * RECORD;
+        //# if SPANS > 1
+        if (span > 0u) {
+          valueTile++;
+          valueRecord = tiles[min(round + valueTile, end - 1u)].x + kvHead * RECORD;
+          //# for c in 0..CHANNELS / 2
+          valueScale_c = records[valueRecord + V_SCALE + column * (CHANNELS / 2u) + $c];
+          //# end
+          //# for i in 0..VALUES_AHEAD
+          //# for u in 0..VALUE_WORDS
+          value_i_u = valueCodes(valueRecord + V_CODES, $i * (GROUP / SPAN) + part, column, $u);
+          //# end
+          //# end
+        }
+        //# end
         constant = Rows(0.0);
         for (var i = 0u; i < SPAN / TOKENS; i++) {
           constant += sums[valueTile * LANES + part * (SPAN / TOKENS) + i];
         }
         // Sums are in units of V's scale of the channel, which is the next tile's from here on.
         //# for c in 0..CHANNELS / 2
-        let stored_c = unpack2x16float(records[valueRecord + V_SCALE + column * (CHANNELS / 2u) + $c]);
+        let stored_c = unpack2x16float(valueScale_c);
         let unit_c = select(stored_c, vec2f(NO_SCALE), stored_c == vec2f(0.0));
         let change_c = scale_c / unit_c;
         even_c = fma(even_c, Rows(change_c.x), constant);
         odd_c = fma(odd_c, Rows(change_c.y), constant);
         scale_c = unit_c;
         //# end
-        let codes = valueRecord + V_CODES;
-        let weights = valueTile * GROUP + part;
-        //# for i in 0..VALUES_AHEAD
-        //# for u in 0..VALUE_WORDS
-        var next_i_u = valueCodes(codes, $i * (GROUP / SPAN) + part, column, $u);
-        //# end
-        //# end
         for (var batch = 0u; batch < SPAN; batch += VALUES_AHEAD) {
+          let following = min(batch + VALUES_AHEAD, SPAN - VALUES_AHEAD);
           //# for i in 0..VALUES_AHEAD
           //# for u in 0..VALUE_WORDS
-          fetched[($i * VALUE_WORDS + $u) * THREADS + thread] = next_i_u;
-          next_i_u = valueCodes(codes, (batch + VALUES_AHEAD + $i) * (GROUP / SPAN) + part, column, $u);
+          let codes_i_u = value_i_u;
+          value_i_u = valueCodes(valueRecord + V_CODES, (following + $i) * (GROUP / SPAN) + part, column, $u);
           //# end
           //# end
-          for (var turn = 0u; turn < VALUES_AHEAD; turn += VALUES_UNROLLED) {
-            //# for i in 0..VALUES_UNROLLED
-            let weight_i = staged[weights + (batch + turn + $i) * (GROUP / SPAN)];
-            //# for u in 0..VALUE_WORDS
-            let codes_i_u = fetched[((turn + $i) * VALUE_WORDS + $u) * THREADS + thread];
-            //# end
-            //# for c in 0..VALUE_CODES / 2
-            even_c = fma(weight_i, Rows(fraction(codes_i_0, 2 * $c * VALUE_BITS, VALUE_BITS)), even_c);
-            odd_c = fma(weight_i, Rows(fraction(codes_i_0, (2 * $c + 1) * VALUE_BITS, VALUE_BITS)), odd_c);
-            //# end
-            //# for c in VALUE_CODES / 2..CHANNELS / 2
-            let bit_i_c = (2 * $c - VALUE_CODES) * VALUE_BITS;
-            even_c = fma(weight_i, Rows(fraction(codes_i_1, bit_i_c, VALUE_BITS)), even_c);
-            odd_c = fma(weight_i, Rows(fraction(codes_i_1, bit_i_c + VALUE_BITS, VALUE_BITS)), odd_c);
-            //# end
-            //# end
-          }
+          //# for i in 0..VALUES_AHEAD
+          let weight_i = staged[valueTile * GROUP + part + (batch + $i) * (GROUP / SPAN)];
+          //# for c in 0..VALUE_CODES / 2
+          even_c = fma(weight_i, Rows(fraction(codes_i_0, 2 * $c * VALUE_BITS, VALUE_BITS)), even_c);
+          odd_c = fma(weight_i, Rows(fraction(codes_i_0, (2 * $c + 1) * VALUE_BITS, VALUE_BITS)), odd_c);
+          //# end
+          //# for c in VALUE_CODES / 2..CHANNELS / 2
+          let bit_i_c = (2 * $c - VALUE_CODES) * VALUE_BITS;
+          even_c = fma(weight_i, Rows(fraction(codes_i_1, bit_i_c, VALUE_BITS)), even_c);
+          odd_c = fma(weight_i, Rows(fraction(codes_i_1, bit_i_c + VALUE_BITS, VALUE_BITS)), odd_c);
+          //# end
+          //# end
         }
       }
     }

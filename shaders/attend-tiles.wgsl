@@ -18,17 +18,17 @@ override CHUNK: u32;
 override STAGED: u32;
 // Tokens of a tile that an invocation weighs: 8 / SLICES.
 override TOKENS: u32;
-// Key and value rows fetched ahead, and how many of them are gone through at a time.
+// Pairs of channels whose scales an invocation gets in a chunk.
+override PAIRS: u32;
+// Key and value rows that are fetched and gone through at a time.
 override KEY_CODES: u32;
 override KEYS_AHEAD: u32;
 override VALUES_AHEAD: u32;
-override KEYS_UNROLLED: u32;
-override VALUES_UNROLLED: u32;
+// Words of K for one channel.
+override KEY_ROW: u32;
 // Words that an invocation takes of a key row and of a value row.
 override KEY_WORDS: u32;
 override VALUE_WORDS: u32;
-// Words of all invocations.
-override FETCHED: u32;
 // Channels of a value row that an invocation takes, how many take a row, and how many shares of the tokens
 // there are.
 override CHANNELS: u32;

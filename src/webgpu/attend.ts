@@ -71,20 +71,19 @@ interface Pace {
   readonly leastPiece: number;
   /** Invocations of a workgroup of attend-combine. */
   readonly combine: number;
-  /** How a workgroup goes through codes: words that each invocation fetches ahead, and rows of K and V at a time. */
-  readonly ahead: number;
-  readonly keys: number;
-  readonly values: number;
+  /** Words of codes of K that each invocation fetches and goes through at a time. */
+  readonly keyWords: number;
+  /** The same of V. */
+  readonly valueWords: number;
 }
 
 const HARDWARE: Pace = {
-  groups: [256, 1024],
+  groups: [528, 1024],
   leastRows: 1,
-  leastPiece: 16,
+  leastPiece: 8,
   combine: 256,
-  ahead: 16,
-  keys: 4,
-  values: 2,
+  keyWords: 16,
+  valueWords: 8,
 };
 /** On a CPU invocations take turns, each barrier costs a change of them, and code takes long to compile. */
 const SOFTWARE: Pace = {
@@ -92,9 +91,8 @@ const SOFTWARE: Pace = {
   leastRows: 4,
   leastPiece: 64,
   combine: 64,
-  ahead: 4,
-  keys: 1,
-  values: 1,
+  keyWords: 1,
+  valueWords: 1,
 };
 
 function paceOf({ software }: Gpu): Pace {
@@ -276,7 +274,7 @@ function planTiles(
 ): { constants: Record<string, number>; tilesAtOnce: number } {
   const { headDim, group, keyBits, valueBits } = layout;
   // Few tiles are scored by more invocations each.
-  const slices = work <= 512 ? 4 : work <= 1024 ? 2 : 1;
+  const slices = work <= 256 ? 4 : work <= 1024 ? 2 : 1;
   const lanes = (group / 8) * slices;
   const tiles = THREADS / lanes;
   const chunk = largestDivisor(headDim, (n) => n % 16 === 0 && n <= group);
@@ -289,8 +287,6 @@ function planTiles(
   const span = Math.min(tokens, group);
   const exactWords = Math.ceil(headDim / 2 / THREADS);
   const exactColumns = Math.ceil(headDim / 2 / exactWords);
-  const keysAhead = largestDivisor(chunk / slices, (n) => n * (8 / keyCodes) <= pace.ahead);
-  const valuesAhead = largestDivisor(span, (n) => n * (channels / valueCodes) <= pace.ahead);
   return {
     tilesAtOnce: tiles,
     constants: {
@@ -303,16 +299,15 @@ function planTiles(
       CHUNK: chunk,
       STAGED: Math.max(tiles * chunk, 8 * THREADS),
       TOKENS: 8 / slices,
+      PAIRS: Math.ceil(chunk / slices / 2 / (group / 8)),
       KEY_CODES: keyCodes,
       KEY_WORDS: 8 / keyCodes,
-      KEYS_AHEAD: keysAhead,
-      KEYS_UNROLLED: largestDivisor(keysAhead, (n) => n <= pace.keys),
+      KEYS_AHEAD: largestDivisor(chunk / slices, (n) => n === 1 || n * (8 / keyCodes) <= pace.keyWords),
+      KEY_ROW: (group / 32) * keyBits,
       CHANNELS: channels,
       VALUE_CODES: valueCodes,
       VALUE_WORDS: channels / valueCodes,
-      VALUES_AHEAD: valuesAhead,
-      VALUES_UNROLLED: largestDivisor(valuesAhead, (n) => n <= pace.values),
-      FETCHED: pace.ahead * THREADS,
+      VALUES_AHEAD: largestDivisor(span, (n) => n === 1 || n * (channels / valueCodes) <= pace.valueWords),
       COLUMNS: columns,
       SHARES: shares,
       SPAN: span,
