@@ -5,7 +5,6 @@ fn attendExact(block: u32, kvHead: u32, split: u32, lane: u32) {
   let first = split * params.piecesPerSplit;
   let end = min(first + params.piecesPerSplit, params.pieces);
   let positions = params.position + rowNumbers(block * ROWS) / params.headsPerKvHead;
-  let queries = (kvHead * params.blocks + block) * D;
   let stride = params.kvHeads * D;
   let column = lane % EXACT_COLUMNS;
   let team = lane / EXACT_COLUMNS;
@@ -26,8 +25,8 @@ fn attendExact(block: u32, kvHead: u32, split: u32, lane: u32) {
       if (token < tokens) {
         for (var i = lane % 8u; i < D / 2u; i += 8u) {
           let pair = unpack2x16float(exactTokens[start + token * stride + i]);
-          sum = fma(q[queries + 2u * i], Rows(pair.x), sum);
-          sum = fma(q[queries + 2u * i + 1u], Rows(pair.y), sum);
+          sum = fma(row[2u * i], Rows(pair.x), sum);
+          sum = fma(row[2u * i + 1u], Rows(pair.y), sum);
         }
       }
       staged[token * 8u + lane % 8u] = sum;
@@ -106,14 +105,14 @@ fn attendExact(block: u32, kvHead: u32, split: u32, lane: u32) {
   }
   workgroupBarrier();
   let slot = params.slot + params.recordSplits + split;
-  let base = ((slot * params.kvHeads + kvHead) * params.blocks + block) * ROWS * (D + 2u);
+  let base = ((slot * params.kvHeads + kvHead) * params.blocks + block) * ROWS;
   for (var i = lane; i < D; i += THREADS) {
     var sum = staged[i];
     for (var other = 1u; other < EXACT_TEAMS; other++) {
       sum += staged[other * EXACT_WORDS * 2u * EXACT_COLUMNS + i];
     }
     for (var r = 0u; r < ROWS; r++) {
-      partials[base + r * (D + 2u) + i] = rowOf(sum, r);
+      partials[(base + r) * D + i] = rowOf(sum, r);
     }
   }
   if (lane < ROWS) {
@@ -121,7 +120,6 @@ fn attendExact(block: u32, kvHead: u32, split: u32, lane: u32) {
     for (var i = 1u; i < 8u; i++) {
       sum += tops[i];
     }
-    partials[base + lane * (D + 2u) + D] = rowOf(top, lane);
-    partials[base + lane * (D + 2u) + D + 1u] = rowOf(sum, lane);
+    totals[base + lane] = vec2f(rowOf(top, lane), rowOf(sum, lane));
   }
 }

@@ -72,7 +72,6 @@ fn attendRecords(block: u32, kvHead: u32, split: u32, thread: u32) {
   let positions = params.position + rowNumbers(firstRow) / params.headsPerKvHead;
   let leastPosition = params.position + firstRow / params.headsPerKvHead;
   let mostPosition = params.position + (firstRow + ROWS - 1u) / params.headsPerKvHead;
-  let queries = (kvHead * params.blocks + block) * D;
 
   // In scoring.
   let tile = thread / LANES;
@@ -135,14 +134,15 @@ fn attendRecords(block: u32, kvHead: u32, split: u32, thread: u32) {
       //# for p in 0..PAIRS
       if (eight + $p * (GROUP / 8u) < CHUNK / SLICES / 2u) {
         let channel = 2u * (firstPair + $p * (GROUP / 8u));
-        let query = queries + chunk + channel;
+        let even = row[chunk + channel];
+        let odd = row[chunk + channel + 1u];
         let scale = unpack2x16float(keyScale_p) * f32(1u << KEY_BITS);
         let zero = unpack2x16float(keyZero_p);
-        let low = q[query] * scale.x;
-        let high = q[query + 1u] * scale.y;
+        let low = even * scale.x;
+        let high = odd * scale.y;
         staged[tile * CHUNK + channel] = low;
         staged[tile * CHUNK + channel + 1u] = high;
-        constant += (q[query] * zero.x - low) + (q[query + 1u] * zero.y - high);
+        constant += (even * zero.x - low) + (odd * zero.y - high);
       }
       keyScale_p = records[next + K_SCALE + nextChunk / 2u + firstPair + $p * (GROUP / 8u)];
       keyZero_p = records[next + K_ZERO + nextChunk / 2u + firstPair + $p * (GROUP / 8u)];
@@ -321,7 +321,7 @@ fn attendRecords(block: u32, kvHead: u32, split: u32, thread: u32) {
   // What the shares have summed, eight channels of each invocation at a time.
   sums[thread] = total;
   let slot = params.slot + split;
-  let base = ((slot * params.kvHeads + kvHead) * params.blocks + block) * ROWS * (D + 2u);
+  let base = ((slot * params.kvHeads + kvHead) * params.blocks + block) * ROWS;
   //# for e in 0..CHANNELS / 8
   //# for c in $e * 4..$e * 4 + 4
   staged[(2 * $c - 8 * $e) * THREADS + thread] = even_c * scale_c.x;
@@ -335,7 +335,7 @@ fn attendRecords(block: u32, kvHead: u32, split: u32, thread: u32) {
     }
     let channel = i % COLUMNS * CHANNELS + 8 * $e + i / COLUMNS;
     for (var r = 0u; r < ROWS; r++) {
-      partials[base + r * (D + 2u) + channel] = rowOf(sum, r);
+      partials[(base + r) * D + channel] = rowOf(sum, r);
     }
   }
   workgroupBarrier();
@@ -353,7 +353,6 @@ fn attendRecords(block: u32, kvHead: u32, split: u32, thread: u32) {
     for (var i = 1u; i < 8u; i++) {
       total += tops[i];
     }
-    partials[base + thread * (D + 2u) + D] = rowOf(top, thread);
-    partials[base + thread * (D + 2u) + D + 1u] = rowOf(total, thread);
+    totals[base + thread] = vec2f(rowOf(top, thread), rowOf(total, thread));
   }
 }

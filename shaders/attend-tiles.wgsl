@@ -3,6 +3,7 @@
 // attend-combine.
 
 override D: u32;
+override BLOCK: u32;
 override GROUP: u32;
 override KEY_BITS: u32;
 override VALUE_BITS: u32;
@@ -67,6 +68,11 @@ struct Params {
   // Of rows.
   blocks: u32,
   headsPerKvHead: u32,
+  // Where the first query token begins, in words.
+  start: u32,
+  rows: u32,
+  queryHeads: u32,
+  softmaxScale: f32,
   // Of the first query token.
   position: u32,
   window: u32,
@@ -82,22 +88,25 @@ struct Params {
 @group(0) @binding(3) var<storage, read> exactTokens: array<u32>;
 // Three words a piece: where it begins, its first position, its tokens.
 @group(0) @binding(4) var<storage, read> pieces: array<u32>;
-// As attend-prepare writes them.
-@group(0) @binding(5) var<storage, read> q: array<Rows>;
-// As attend-combine reads them.
+// [token][query head][channel], f32 or binary16.
+@group(0) @binding(5) var<storage, read> q: array<u32>;
+// [slot][KV head][row][channel]
 @group(0) @binding(6) var<storage, read_write> partials: array<f32>;
+// [slot][KV head][row]: the maximum that sums are relative to, and the sum of the weights.
+@group(0) @binding(7) var<storage, read_write> totals: array<vec2f>;
 
 var<workgroup> staged: array<Rows, STAGED>;
 var<workgroup> sums: array<Rows, THREADS>;
 var<workgroup> tops: array<Rows, THREADS>;
 
 //# include attend-rows
-//# include half
+//# include attend-queries
 //# include attend-records
 //# include attend-exact
 
 @compute @workgroup_size(THREADS)
 fn attend_tiles(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) thread: u32) {
+  takeQueries(group.x, group.y, thread);
   if (group.z < params.recordSplits) {
     attendRecords(group.x, group.y, group.z, thread);
   } else {

@@ -58,8 +58,9 @@ const NO_WINDOW = 2 ** 31 - 1;
 const PIECE = 64;
 /** Invocations of a workgroup of attend-tiles, with up to 15 KiB of workgroup memory, which every device has. */
 const THREADS = 64;
-/** Rows that an invocation takes at most. */
+/** Rows that an invocation takes at most, and with heads of more than 256, whose queries take much workgroup memory. */
 const MOST_ROWS = 4;
+const MOST_LONG_ROWS = 2;
 
 /** What suits a device. */
 interface Pace {
@@ -111,7 +112,10 @@ export function attend(gpu: Gpu, shape: AttendShape, request: GpuAttendRequest):
   const mostRows = Math.min(MOST_GROUPS, Math.floor(PARTIAL_BYTES / 2 / rowBytes / runs)) - (MOST_ROWS - 1);
   const mostTokens = Math.max(1, Math.floor(mostRows / headsPerKvHead));
   const { groups, leastRows, leastPiece } = paceOf(gpu);
-  const rowsAtOnce = Math.max(leastRows, Math.min(MOST_ROWS, 2 ** Math.ceil(Math.log2(rows))));
+  const rowsAtOnce = Math.min(
+    headDim > 256 ? MOST_LONG_ROWS : MOST_ROWS,
+    Math.max(leastRows, 2 ** Math.ceil(Math.log2(rows))),
+  );
   const run = (buffer: GPUBuffer, table: Uint32Array<ArrayBuffer>, words: number): Run => ({
     tiles: { buffer },
     table: gpu.table(table),
@@ -170,21 +174,6 @@ function attendChunk(
   const rotation = { D: headDim, BLOCK: rotationBlock(headDim) };
   const first = token * queryHeads * headDim;
 
-  const q: Binding = { buffer: gpu.scratch("attend-q", kvHeads * paddedRows * headDim * 4) };
-  gpu.dispatch({
-    kernel: gpu.kernel("attend-prepare", { ...rotation, ROWS: rowsAtOnce, HALF: Number(request.half) }),
-    params: [
-      request.qWord + (request.half ? first / 2 : first),
-      rows,
-      headsPerKvHead,
-      queryHeads,
-      blocks,
-      floatBits(request.softmaxScale),
-    ],
-    bindings: [request.q, q],
-    groups: [paddedRows, kvHeads],
-  });
-
   const pace = paceOf(gpu);
   const groups = pace.groups[blocks > 1 ? 1 : 0];
   const slotBytes = kvHeads * paddedRows * (headDim + 2) * 4;
@@ -203,10 +192,11 @@ function attendChunk(
     slots += recordSplits.splits + exactSplits.splits;
     return { records, exact, constants, recordSplits, exactSplits, slot };
   });
-  const partials = { buffer: gpu.scratch("attend-partials", slots * slotBytes) };
+  const partials = { buffer: gpu.scratch("attend-partials", slots * kvHeads * paddedRows * headDim * 4) };
+  const totals = { buffer: gpu.scratch("attend-totals", slots * kvHeads * paddedRows * 8) };
   for (const { records, exact, constants, recordSplits, exactSplits, slot } of plans) {
     gpu.dispatch({
-      kernel: gpu.kernel("attend-tiles", constants),
+      kernel: gpu.kernel("attend-tiles", { ...rotation, ...constants, HALF: Number(request.half) }),
       params: [
         records.count,
         recordSplits.each,
@@ -217,30 +207,35 @@ function attendChunk(
         kvHeads,
         blocks,
         headsPerKvHead,
+        request.qWord + (request.half ? first / 2 : first),
+        rows,
+        queryHeads,
+        floatBits(request.softmaxScale),
         request.position + token,
         Math.min(request.slidingWindow, NO_WINDOW),
         floatBits(request.softCap),
       ],
       bindings: [
         // A kind without tiles has something bound all the same.
-        records.tiles ?? q,
-        records.table ?? q,
-        exact.tiles ?? q,
-        exact.table ?? q,
-        q,
+        records.tiles ?? request.q,
+        records.table ?? request.q,
+        exact.tiles ?? request.q,
+        exact.table ?? request.q,
+        request.q,
         partials,
+        totals,
       ],
       groups: [blocks, kvHeads, recordSplits.splits + exactSplits.splits],
     });
   }
 
-  const shares = Math.max(1, Math.floor(pace.combine / headDim));
+  const shares = Math.max(1, Math.floor(pace.combine / (headDim / 4)));
   gpu.dispatch({
     kernel: gpu.kernel("attend-combine", {
       ...rotation,
       THREADS: pace.combine,
       SHARES: shares,
-      SUMS: shares * headDim,
+      SUMS: shares * (headDim / 4),
     }),
     params: [
       slots,
@@ -250,7 +245,7 @@ function attendChunk(
       request.outWord + first,
       Number(tables.sinkLogits !== undefined),
     ],
-    bindings: [partials, tables.sinkLogits ?? q, request.out],
+    bindings: [partials, totals, tables.sinkLogits ?? request.q, request.out],
     groups: [rows, kvHeads],
   });
 }

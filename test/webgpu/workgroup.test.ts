@@ -16,6 +16,7 @@ function spoil(name: string, type: string): string {
     f32: "3e38",
     u32: "0xfffffff0u",
     vec2f: "vec2f(3e38)",
+    vec4f: "vec4f(3e38)",
     Rows: "Rows(3e38)",
   };
   const set = (place: string) =>
