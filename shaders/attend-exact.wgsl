@@ -52,12 +52,12 @@ fn attendExact(block: u32, kvHead: u32, split: u32, lane: u32) {
       for (var i = 1u; i < 8u; i++) {
         most = max(most, sums[lane + 8u * i]);
       }
-      tops[lane] = most;
+      staged[lane] = most;
     }
     workgroupBarrier();
     var most = top;
     for (var i = 0u; i < 8u; i++) {
-      most = max(most, tops[i]);
+      most = max(most, staged[i]);
     }
     let shrink = expOf(top - most);
     top = most;
@@ -101,7 +101,7 @@ fn attendExact(block: u32, kvHead: u32, split: u32, lane: u32) {
     for (var i = 1u; i < 8u; i++) {
       sum += sums[lane + 8u * i];
     }
-    tops[lane] = sum;
+    sums[lane] = sum;
   }
   workgroupBarrier();
   let slot = params.slot + params.recordSplits + split;
@@ -116,9 +116,9 @@ fn attendExact(block: u32, kvHead: u32, split: u32, lane: u32) {
     }
   }
   if (lane < ROWS) {
-    var sum = tops[0];
+    var sum = sums[0];
     for (var i = 1u; i < 8u; i++) {
-      sum += tops[i];
+      sum += sums[i];
     }
     totals[base + lane] = vec2f(rowOf(top, lane), rowOf(sum, lane));
   }

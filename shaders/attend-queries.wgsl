@@ -7,31 +7,35 @@ var<workgroup> row: array<Rows, D>;
 //# include hadamard
 //# include half
 
-// Element i of a query row; zero for rows that complete the last block.
-fn queryAt(number: u32, kvHead: u32, i: u32) -> f32 {
-  if (number >= params.rows) {
-    return 0.0;
-  }
+// Where a query row begins among the elements of q.
+fn beginOf(number: u32, kvHead: u32) -> u32 {
   let head = kvHead * params.headsPerKvHead + number % params.headsPerKvHead;
-  let at = (number / params.headsPerKvHead * params.queryHeads + head) * D + i;
+  return (number / params.headsPerKvHead * params.queryHeads + head) * D;
+}
+
+fn queryAt(element: u32) -> f32 {
   //# if HALF
-  return halfOf(q[params.start + at / 2u], at);
+  return halfOf(q[params.start + element / 2u], element);
   //# else
-  return bitcast<f32>(q[params.start + at]);
+  return bitcast<f32>(q[params.start + element]);
   //# end
 }
 
 // Fills `row`; 64 invocations.
 fn takeQueries(block: u32, kvHead: u32, lane: u32) {
-  let first = block * ROWS;
+  //# for r in 0..ROWS
+  let number_r = block * ROWS + $r;
+  let begin_r = beginOf(number_r, kvHead);
+  //# end
   for (var i = lane; i < D; i += 64u) {
-    //# if ROWS == 1
-    row[i] = queryAt(first, kvHead, i);
-    //# else
+    var queries = Rows(0.0);
     //# for r in 0..ROWS
-    row[i][$r] = queryAt(first + $r, kvHead, i);
+    // Rows that complete the last block have zeros.
+    if (number_r < params.rows) {
+      queries = withRow(queries, $r, queryAt(begin_r + i));
+    }
     //# end
-    //# end
+    row[i] = queries;
   }
   transformRow(lane);
   for (var i = lane; i < D; i += 64u) {

@@ -19,8 +19,19 @@ const HIDDEN_FROM: u32 = 0x7fffffffu;
 // What sums over values are divided by where V's scale is zero: next to nothing is left of what they count.
 const NO_SCALE: f32 = 8.8817842e-16;
 
-// The round, counted from 1, in which a score last exceeded the maximum.
-var<workgroup> exceeded: atomic<u32>;
+// Of each row the largest of the scores that exceeded the maximum, see orderOf; 0: none did.
+var<workgroup> largest: array<atomic<u32>, ROWS>;
+
+// A number for each f32, in their order, and back. No score has 0, which stands for none.
+fn orderOf(x: f32) -> u32 {
+  let bits = bitcast<u32>(x);
+  return bits ^ select(0x80000000u, 0xffffffffu, bits >= 0x80000000u);
+}
+
+fn valueOf(order: u32) -> f32 {
+  let bits = order ^ select(0xffffffffu, 0x80000000u, order >= 0x80000000u);
+  return select(bitcast<f32>(bits), HIDDEN, order == 0u);
+}
 
 // 1 + code / 2^bits, for the code that begins at bit `at`.
 fn fraction(codes: u32, at: u32, bits: u32) -> f32 {
@@ -95,8 +106,8 @@ fn attendRecords(block: u32, kvHead: u32, split: u32, thread: u32) {
   //# end
 
   // Workgroup memory may hold anything. The barriers before the first scores are compared let all see this.
-  if (thread == 0u) {
-    atomicStore(&exceeded, 0u);
+  if (thread < ROWS) {
+    atomicStore(&largest[thread], 0u);
   }
   var entry = tiles[min(first + tile, end - 1u)];
   var nextRecord = entry.x + kvHead * RECORD;
@@ -228,16 +239,17 @@ fn attendRecords(block: u32, kvHead: u32, split: u32, thread: u32) {
     //# for n in 1..TOKENS
     most = max(most, score_n);
     //# end
-    tops[thread] = most;
     if (any(most > top + SLACK)) {
-      atomicMax(&exceeded, round + 1u);
+      //# for r in 0..ROWS
+      atomicMax(&largest[$r], orderOf(rowOf(most, $r)));
+      //# end
     }
     workgroupBarrier();
-    if (atomicLoad(&exceeded) == round + 1u) {
-      most = top;
-      for (var i = 0u; i < THREADS; i++) {
-        most = max(most, tops[i]);
-      }
+    most = top;
+    //# for r in 0..ROWS
+    most = withRow(most, $r, max(rowOf(most, $r), valueOf(atomicLoad(&largest[$r]))));
+    //# end
+    if (any(most > top)) {
       let shrink = expOf(top - most);
       top = most;
       total *= shrink;
@@ -345,13 +357,13 @@ fn attendRecords(block: u32, kvHead: u32, split: u32, thread: u32) {
     for (var i = thread; i < THREADS; i += 8u) {
       total += sums[i];
     }
-    tops[thread] = total;
+    sums[thread] = total;
   }
   workgroupBarrier();
   if (thread < ROWS) {
-    total = tops[0];
+    total = sums[0];
     for (var i = 1u; i < 8u; i++) {
-      total += tops[i];
+      total += sums[i];
     }
     totals[base + thread] = vec2f(rowOf(top, thread), rowOf(total, thread));
   }

@@ -25,6 +25,16 @@ fn rowOf(rows: Rows, index: u32) -> f32 {
   //# end
 }
 
+fn withRow(rows: Rows, index: u32, value: f32) -> Rows {
+  //# if ROWS == 1
+  return value;
+  //# else
+  var changed = rows;
+  changed[index] = value;
+  return changed;
+  //# end
+}
+
 fn rowNumbers(first: u32) -> RowNumbers {
   //# if ROWS == 1
   return first;

@@ -97,7 +97,6 @@ struct Params {
 
 var<workgroup> staged: array<Rows, STAGED>;
 var<workgroup> sums: array<Rows, THREADS>;
-var<workgroup> tops: array<Rows, THREADS>;
 
 //# include attend-rows
 //# include attend-queries

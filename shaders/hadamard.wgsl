@@ -4,7 +4,7 @@ fn transformRow(lane: u32) {
   for (var stride = 1u; stride < BLOCK; stride *= 2u) {
     workgroupBarrier();
     for (var pair = lane; pair < D / 2u; pair += 64u) {
-      let i = (pair / stride) * 2u * stride + pair % stride;
+      let i = 2u * pair - (pair & (stride - 1u));
       let a = row[i];
       let b = row[i + stride];
       row[i] = a + b;

@@ -56,7 +56,10 @@ const MOST_GROUPS = 65535;
 const NO_WINDOW = 2 ** 31 - 1;
 /** Exact tokens that a workgroup takes at a time: as many as it can. */
 const PIECE = 64;
-/** Invocations of a workgroup of attend-tiles, with up to 15 KiB of workgroup memory, which every device has. */
+/**
+ * Invocations of a workgroup of attend-tiles, with up to 14 KiB of workgroup memory, which every device has; with heads of 128
+ * less than 12, so that four share the 48 of a multiprocessor (see bench/NOTES.md before adding to it).
+ */
 const THREADS = 64;
 /** Rows that an invocation takes at most, and with heads of more than 256, whose queries take much workgroup memory. */
 const MOST_ROWS = 4;
