@@ -1,13 +1,13 @@
-// Weighted sums of the rows of a tile, for up to four sets of coefficients (query heads) at once:
-// `out[head][column] = sum over rows of coefficient[head][row] * tile[row][column]`. With K channel-major and V
+// Weighted sums of the rows of a tile as it lies in a record, for up to four sets of coefficients (query heads) at once:
+// `out[head][column] = sum over rows of coefficient[head][row] * code[row][column]`. With K channel-major and V
 // token-major, scores and weighted values are both of this form.
 //
-// On packed codes: 16-bit words of two neighbouring rows lie side by side, so that shifting a code field down leaves
+// 16-bit words of two neighbouring rows lie side by side, so that shifting a code field down leaves
 // pairs of codes of one column, as `i32x4.dot_i16x8_s` wants them. The fields above it in its byte are left in: their sums
 // are known from the next field up and taken off at the end, which saves masks here, where it counts. Few sums at a time
 // are kept, since engines that run out of vector registers put sums to memory, and the loop waits for them.
 
-import { madd, storeTransposed, zipHigh, zipLow } from "./lanes";
+import { storeTransposed, zipHigh, zipLow } from "./lanes";
 import { ACCUMULATED, COEFFICIENTS, DOTS } from "./memory";
 
 // 8 bytes of two rows, 16-bit words side by side.
@@ -44,7 +44,6 @@ function sumBytesWide(
   out: usize,
   headBytes: usize,
 ): void {
-  const heads: usize = fourth ? 4 : 3;
   let a = i32x4.splat(0);
   let b = a;
   let c = a;
@@ -54,7 +53,7 @@ function sumBytesWide(
   let g = a;
   let h = a;
   let at: usize = COEFFICIENTS;
-  for (const end = at + ((<usize>count * heads) << 1); at < end; at += heads << 2, rows += 2 * stride) {
+  for (const end = at + ((<usize>count) << 3); at < end; at += 16, rows += 2 * stride) {
     const word = words(rows, stride);
     const lower = lowerByte(word, shift);
     const upper = upperByte(word, shift);
@@ -94,7 +93,6 @@ function sumBytesNarrow(
   out: usize,
   headBytes: usize,
 ): void {
-  const heads: usize = second ? 2 : 1;
   let a = i32x4.splat(0);
   let b = a;
   let c = a;
@@ -104,7 +102,7 @@ function sumBytesNarrow(
   let g = a;
   let h = a;
   let at: usize = COEFFICIENTS;
-  for (const end = at + ((<usize>count * heads) << 1); at < end; at += heads << 2, rows += 2 * stride) {
+  for (const end = at + ((<usize>count) << 3); at < end; at += 16, rows += 2 * stride) {
     const word = words(rows, stride);
     const lower = lowerByte(word, shift);
     const upper = upperByte(word, shift);
@@ -224,7 +222,7 @@ function sum1Head8Bits(codes: usize, rows: i32, columns: i32): void {
 }
 
 // Codes of 2, 4 or 8 bits, `[rows, columns]`, against pairs of i16 coefficients in COEFFICIENTS,
-// `[rows / 2, heads, 2]`: sums as f32 in DOTS, `[heads, columns rounded up to whole blocks of 8 bytes]`. The caller
+// `[rows / 2, 4, 2]`: sums as f32 in DOTS, `[heads, columns rounded up to whole blocks of 8 bytes]`. The caller
 // keeps the coefficients so small that the sums of up to `255 * coefficient` fit 32 bits. Reads up to 8 bytes past the
 // end. Returns the distance in bytes from one head's sums to the next's.
 //
@@ -293,48 +291,4 @@ function orderSums(blocks: i32, bits: i32): void {
       );
     }
   }
-}
-
-// The same on f32 rows, `[rows, columns]`, against f32 coefficients in COEFFICIENTS, `[rows, 4]`: sums in DOTS,
-// `[4, columns]`. `columns` is a multiple of 16.
-export function sumRows(tile: usize, rows: i32, columns: i32): usize {
-  const rowBytes = (<usize>columns) << 2;
-  const end = COEFFICIENTS + ((<usize>rows) << 4);
-  for (let column: usize = 0; column < rowBytes; column += 32) {
-    let a = f32x4.splat(0);
-    let b = a;
-    let c = a;
-    let d = a;
-    let e = a;
-    let f = a;
-    let g = a;
-    let h = a;
-    let row = tile + column;
-    for (let at: usize = COEFFICIENTS; at < end; at += 16, row += rowBytes) {
-      const x = v128.load(row);
-      const y = v128.load(row, 16);
-      const first = v128.load32_splat(at);
-      a = madd(x, first, a);
-      b = madd(y, first, b);
-      const second = v128.load32_splat(at, 4);
-      c = madd(x, second, c);
-      d = madd(y, second, d);
-      const third = v128.load32_splat(at, 8);
-      e = madd(x, third, e);
-      f = madd(y, third, f);
-      const fourth = v128.load32_splat(at, 12);
-      g = madd(x, fourth, g);
-      h = madd(y, fourth, h);
-    }
-    const out = DOTS + column;
-    v128.store(out, a);
-    v128.store(out, b, 16);
-    v128.store(out + rowBytes, c);
-    v128.store(out + rowBytes, d, 16);
-    v128.store(out + 2 * rowBytes, e);
-    v128.store(out + 2 * rowBytes, f, 16);
-    v128.store(out + 3 * rowBytes, g);
-    v128.store(out + 3 * rowBytes, h, 16);
-  }
-  return rowBytes;
 }
