@@ -33,7 +33,7 @@ import {
   V_ZERO,
 } from "./memory";
 import { openRows } from "./pack";
-import { loadKeyPanels, loadValuePanels, pairToPanels, scaleToPanels, STRIP } from "./panels";
+import { loadKeyPanels, loadValuePanels, pairToPanels, panelBytes, scaleToPanels, STRIP } from "./panels";
 import { rotateRows } from "./rotate";
 import { accumulate, exp1, soften, visibleFrom, visibleTo } from "./softmax";
 import { sumPairs, sumPanels } from "./sums";
@@ -128,43 +128,44 @@ export function attendRecord(
   sums: usize,
   states: usize,
 ): void {
+  // In the order in which a record lies in memory, as hardware foresees it: sums go through codes column by column.
+  const many = rows >= MANY_ROWS;
+  takeCodes(kCodes, headDim, tokens, keyBits, many, K_BYTES);
   loadHalves(kScale, K_SCALE, headDim);
   loadHalves(kZero, K_ZERO, headDim);
   loadHalves(kToken, K_TOKEN, tokens);
+  takeCodes(vCodes, tokens, headDim, valueBits, many, V_BYTES);
   loadHalves(vScale, V_SCALE, headDim);
   loadHalves(vToken, V_TOKEN, tokens);
   loadHalves(vZero, V_ZERO, tokens);
-  if (rows < MANY_ROWS) {
-    attendCodes(headDim, tokens, keyBits, valueBits, kCodes, vCodes, start, rows, queries, sums, states);
-    return;
+  if (many) {
+    pairToPanels(K_BYTES, headDim, tokens, TILE);
+    pairToPanels(V_BYTES, tokens, headDim, TRANSPOSED);
+    attendPairs(headDim, tokens, keyBits, valueBits, start, rows, queries, sums, states);
+  } else {
+    attendCodes(headDim, tokens, keyBits, valueBits, start, rows, queries, sums, states);
   }
-  openRows(kCodes, headDim, tokens, keyBits, K_BYTES);
-  pairToPanels(K_BYTES, headDim, tokens, TILE);
-  openRows(vCodes, tokens, headDim, valueBits, V_BYTES);
-  pairToPanels(V_BYTES, tokens, headDim, TRANSPOSED);
-  attendPairs(headDim, tokens, keyBits, valueBits, start, rows, queries, sums, states);
 }
 
-// Few rows, to the codes as they are packed; scales are in place.
+// Brings codes near: as they are packed, or one byte each, if they are to be `opened` or their width does not divide a byte.
+@inline
+function takeCodes(codes: usize, rows: i32, columns: i32, bits: i32, opened: bool, target: usize): void {
+  if (opened || !dividesByte(bits)) openRows(codes, rows, columns, bits, target);
+  else memory.copy(target, codes, (<usize>rows * columns * bits) >> 3);
+}
+
+// Few rows, to codes in K_BYTES and V_BYTES; scales are in place.
 function attendCodes(
   headDim: i32,
   tokens: i32,
   keyBits: i32,
   valueBits: i32,
-  kCodes: usize,
-  vCodes: usize,
   start: i32,
   rows: i32,
   queries: usize,
   sums: usize,
   states: usize,
 ): void {
-  // Codes come near in one go, in order: sums go through them column by column. Those that do not divide a byte are taken
-  // apart on the way.
-  if (dividesByte(keyBits)) memory.copy(K_BYTES, kCodes, (<usize>headDim * tokens * keyBits) >> 3);
-  else openRows(kCodes, headDim, tokens, keyBits, K_BYTES);
-  if (dividesByte(valueBits)) memory.copy(V_BYTES, vCodes, (<usize>tokens * headDim * valueBits) >> 3);
-  else openRows(vCodes, tokens, headDim, valueBits, V_BYTES);
   const keyWidth = dividesByte(keyBits) ? keyBits : 8;
   const valueWidth = dividesByte(valueBits) ? valueBits : 8;
   const rowBytes = (<usize>headDim) << 2;
@@ -204,8 +205,8 @@ function attendPairs(
   states: usize,
 ): void {
   const rowBytes = (<usize>headDim) << 2;
-  const keyPanel = <usize>(headDim >> 1) * STRIP;
-  const valuePanel = <usize>(tokens >> 1) * STRIP;
+  const keyPanel = panelBytes(headDim >> 1);
+  const valuePanel = panelBytes(tokens >> 1);
   const keyLimit = largestCoefficient(headDim);
   const valueLimit = largestCoefficient(tokens);
   for (let row = 0; row < rows; row += <i32>ROWS) {
@@ -315,8 +316,8 @@ function attendPanels(
   states: usize,
 ): void {
   const rowBytes = (<usize>headDim) << 2;
-  const keyPanel = <usize>headDim * STRIP;
-  const valuePanel = <usize>tokens * STRIP;
+  const keyPanel = panelBytes(headDim);
+  const valuePanel = panelBytes(tokens);
   for (let row = 0; row < rows; row += <i32>ROWS) {
     const count = min(<i32>ROWS, rows - row);
     // What any of the rows sees: scores by whole panels.

@@ -6,12 +6,16 @@ const MAX_TILE: usize = 512 * 128;
 // Bytes of a vector with one f32 for each row or column of a tile.
 export const VECTOR: usize = 512 * 4;
 
+// What panels of 8 columns, of which a tile has up to 64, lie apart from each other: a cache line.
+export const PANEL_GAP: usize = 64;
+const GAPS: usize = 64 * PANEL_GAP;
+
 // One f32 tile, of K or of V.
 export const TILE: usize = 1024;
 // Another, for its transpose.
-export const TRANSPOSED: usize = TILE + MAX_TILE * 4;
+export const TRANSPOSED: usize = TILE + MAX_TILE * 4 + GAPS;
 // Codes as bytes, of K and of V, each with room to write 8 bytes past the last row.
-export const K_BYTES: usize = TRANSPOSED + MAX_TILE * 4;
+export const K_BYTES: usize = TRANSPOSED + MAX_TILE * 4 + GAPS;
 export const V_BYTES: usize = K_BYTES + MAX_TILE + 16;
 
 // Vectors of f32, one value for each row or column of a tile.

@@ -5,9 +5,9 @@
 // Queries go by fours, with 8 columns each: eight sums are as many as engines keep in registers, and that only in small
 // functions. Panels are the outer loop, so that one stays in the innermost cache for all queries.
 //
-// Coefficients lie in COEFFICIENTS. `panel` is where the first row to take lies in the first panel, `out` the first query's
-// sum of that panel's first column; the queries' sums are `stride` bytes apart. Whole fours of queries are written: what
-// comes out for those that are not there is nobody's.
+// Coefficients lie in COEFFICIENTS. `panel` is where the first row to take lies in the first of the panels, which are `step`
+// bytes apart, and `out` the first query's sum of that panel's first column; the queries' sums are `stride` bytes apart.
+// Whole fours of queries are written: what comes out for those that are not there is nobody's.
 
 import { madd } from "./lanes";
 import { COEFFICIENTS } from "./memory";
@@ -16,7 +16,7 @@ import { STRIP } from "./panels";
 // In f32; coefficients are `[queries / 4][rows][4]`.
 export function sumPanels(
   panel: usize,
-  panelBytes: usize,
+  step: usize,
   panels: i32,
   rows: i32,
   queries: i32,
@@ -24,7 +24,7 @@ export function sumPanels(
   stride: usize,
 ): void {
   const bytes = <usize>rows * STRIP;
-  for (const last = panel + <usize>panels * panelBytes; panel < last; panel += panelBytes, out += 32) {
+  for (const last = panel + <usize>panels * step; panel < last; panel += step, out += 32) {
     let at: usize = COEFFICIENTS;
     let target = out;
     for (let query = 0; query < queries; query += 4, target += 4 * stride) {
@@ -73,7 +73,7 @@ function dot(x: v128, coefficients: v128, sum: v128): v128 {
 // caller keeps the coefficients so small that the sums fit 32 bits.
 export function sumPairs(
   panel: usize,
-  panelBytes: usize,
+  step: usize,
   panels: i32,
   rows: i32,
   queries: i32,
@@ -81,7 +81,7 @@ export function sumPairs(
   stride: usize,
 ): void {
   const bytes = <usize>(rows >> 1) * STRIP;
-  for (const last = panel + <usize>panels * panelBytes; panel < last; panel += panelBytes, out += 32) {
+  for (const last = panel + <usize>panels * step; panel < last; panel += step, out += 32) {
     let at: usize = COEFFICIENTS;
     let target = out;
     for (let query = 0; query < queries; query += 4, target += 4 * stride) {
