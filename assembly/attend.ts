@@ -7,50 +7,41 @@
 // The scales of a record are folded: K's channel scales go into the query, its token scales onto the sums of codes;
 // V's token scales go into the weights, its channel scales onto the sums. So codes are never turned into values.
 
-import { sumCodes, sumRows } from "./dots";
-import { loadExactKeys, loadExactValues } from "./exact";
-import { exp4, tanh4 } from "./exp";
-import { loadHalf4, loadHalves } from "./half";
-import { largest, madd, nearest4, storeTransposed, sum } from "./lanes";
+import { sumCodes } from "./dots";
+import { loadHalves } from "./half";
+import { fold, foldInto, largestCoefficient, toIntegers } from "./integers";
+import { storeTransposed } from "./lanes";
 import {
+  BEST_COLUMN_SCALE,
+  CODE_SCALE,
+  CODE_ZERO,
   COEFFICIENTS,
-  DECAYS,
   DOTS,
   HEADS,
   K_BYTES,
   K_SCALE,
   K_TOKEN,
   K_ZERO,
-  OFFSETS,
+  ROWS,
+  SCORE_BYTES,
   SCORES,
-  STEPS,
   TILE,
   TRANSPOSED,
   V_BYTES,
   V_SCALE,
   V_TOKEN,
   V_ZERO,
-  VECTOR,
 } from "./memory";
 import { openRows } from "./pack";
-import { openKeys, openValues } from "./record";
+import { loadKeyPanels, loadValuePanels, pairToPanels, panelBytes, scaleToPanels, STRIP } from "./panels";
 import { rotateRows } from "./rotate";
+import { accumulate, exp1, soften, visibleFrom, visibleTo } from "./softmax";
+import { sumPairs, sumPanels } from "./sums";
 import { scale } from "./vectors";
 
-// What the rows of a block share: set for one call of an exported function.
-let shared: i32;
-let position: i32;
-let window: i32;
-let softCap: f32;
-
-// Sets which tokens the rows of the following calls see: those of query token i, at position `first + i`, see the
-// `slidingWindow` tokens up to their own position. `cap` of 0: none.
-export function setMask(queryHeadsPerKvHead: i32, first: i32, slidingWindow: i32, cap: f32): void {
-  shared = queryHeadsPerKvHead;
-  position = first;
-  window = slidingWindow;
-  softCap = cap;
-}
+// From so many rows on, a record's codes are taken apart for all of them, which takes as long as four rows; fewer go by fours
+// over packed codes. Both give the same bits: integers add up to the same in any order.
+const MANY_ROWS = 24;
 
 // Takes queries `[tokens, queryHeads, headDim]` (f32, or binary16 when `half`) to rows by KV head, rotated and times
 // `softmaxScale`, and clears what goes with them.
@@ -117,11 +108,6 @@ export function finishQueries(
   }
 }
 
-@inline
-function exp1(x: f32): f32 {
-  return f32x4.extract_lane(exp4(f32x4.splat(x)), 0);
-}
-
 // Attends `rows` rows to a record, `tokens` of them at positions from `start` on, by 16-bit integer dots.
 export function attendRecord(
   headDim: i32,
@@ -142,44 +128,118 @@ export function attendRecord(
   sums: usize,
   states: usize,
 ): void {
+  // In the order in which a record lies in memory, as hardware foresees it: sums go through codes column by column.
+  const many = rows >= MANY_ROWS;
+  takeCodes(kCodes, headDim, tokens, keyBits, many, K_BYTES);
   loadHalves(kScale, K_SCALE, headDim);
   loadHalves(kZero, K_ZERO, headDim);
   loadHalves(kToken, K_TOKEN, tokens);
+  takeCodes(vCodes, tokens, headDim, valueBits, many, V_BYTES);
   loadHalves(vScale, V_SCALE, headDim);
   loadHalves(vToken, V_TOKEN, tokens);
   loadHalves(vZero, V_ZERO, tokens);
-  // Codes come near in one go, in order: sums go through them column by column. Those that do not divide a byte are taken
-  // apart on the way.
-  if (dividesByte(keyBits)) memory.copy(K_BYTES, kCodes, (<usize>headDim * tokens * keyBits) >> 3);
-  else openRows(kCodes, headDim, tokens, keyBits, K_BYTES);
-  if (dividesByte(valueBits)) memory.copy(V_BYTES, vCodes, (<usize>tokens * headDim * valueBits) >> 3);
-  else openRows(vCodes, tokens, headDim, valueBits, V_BYTES);
+  if (many) {
+    pairToPanels(K_BYTES, headDim, tokens, TILE);
+    pairToPanels(V_BYTES, tokens, headDim, TRANSPOSED);
+    attendPairs(headDim, tokens, keyBits, valueBits, start, rows, queries, sums, states);
+  } else {
+    attendCodes(headDim, tokens, keyBits, valueBits, start, rows, queries, sums, states);
+  }
+}
+
+// Brings codes near: as they are packed, or one byte each, if they are to be `opened` or their width does not divide a byte.
+@inline
+function takeCodes(codes: usize, rows: i32, columns: i32, bits: i32, opened: bool, target: usize): void {
+  if (opened || !dividesByte(bits)) openRows(codes, rows, columns, bits, target);
+  else memory.copy(target, codes, (<usize>rows * columns * bits) >> 3);
+}
+
+// Few rows, to codes in K_BYTES and V_BYTES; scales are in place.
+function attendCodes(
+  headDim: i32,
+  tokens: i32,
+  keyBits: i32,
+  valueBits: i32,
+  start: i32,
+  rows: i32,
+  queries: usize,
+  sums: usize,
+  states: usize,
+): void {
   const keyWidth = dividesByte(keyBits) ? keyBits : 8;
   const valueWidth = dividesByte(valueBits) ? valueBits : 8;
   const rowBytes = (<usize>headDim) << 2;
+  const keyLimit = largestCoefficient(headDim);
+  const valueLimit = largestCoefficient(tokens);
 
   for (let row = 0; row < rows; row += <i32>HEADS) {
     const heads = min(<i32>HEADS, rows - row);
-    if (!anyVisible(row, heads, start, tokens)) continue;
-    const query = queries + <usize>row * rowBytes;
+    if (visibleFrom(row, start) >= visibleTo(row + heads - 1, start, tokens)) continue;
+    const at = <usize>row * rowBytes;
+    toIntegers(queries + at, rowBytes, 0, heads, K_SCALE, K_ZERO, headDim, keyLimit, keyBits);
+    const scoreBytes = sumCodes(K_BYTES, headDim, tokens, keyWidth, heads);
     for (let head = 0; head < heads; head++) {
-      toIntegers(query + <usize>head * rowBytes, K_SCALE, K_ZERO, headDim, keyBits, heads, head);
+      const scores = DOTS + <usize>head * scoreBytes;
+      fold(scores, head, K_TOKEN, tokens);
+      soften(scores, row + head, head, start, tokens, 0, tokens, states);
     }
-    const keyStride = sumCodes(K_BYTES, headDim, tokens, keyWidth, heads);
+    toIntegers(DOTS, scoreBytes, 0, heads, V_TOKEN, V_ZERO, tokens, valueLimit, valueBits);
+    const sumBytes = sumCodes(V_BYTES, tokens, headDim, valueWidth, heads);
     for (let head = 0; head < heads; head++) {
-      const scores = SCORES + <usize>head * VECTOR;
-      fold(DOTS + <usize>head * keyStride, head, K_TOKEN, tokens, scores);
+      const out = sums + at + <usize>head * rowBytes;
+      foldInto(out, DOTS + <usize>head * sumBytes, head, V_SCALE, headDim);
     }
-    for (let head = 0; head < heads; head++) {
-      const scores = SCORES + <usize>head * VECTOR;
-      soften(scores, row + head, start, tokens, tokens, states);
-      toIntegers(scores, V_TOKEN, V_ZERO, tokens, valueBits, heads, head);
+  }
+}
+
+// Many rows, to panels of pairs of codes, K's in TILE and V's in TRANSPOSED; scales are in place.
+function attendPairs(
+  headDim: i32,
+  tokens: i32,
+  keyBits: i32,
+  valueBits: i32,
+  start: i32,
+  rows: i32,
+  queries: usize,
+  sums: usize,
+  states: usize,
+): void {
+  const rowBytes = (<usize>headDim) << 2;
+  const keyPanel = panelBytes(headDim >> 1);
+  const valuePanel = panelBytes(tokens >> 1);
+  const keyLimit = largestCoefficient(headDim);
+  const valueLimit = largestCoefficient(tokens);
+  for (let row = 0; row < rows; row += <i32>ROWS) {
+    const count = min(<i32>ROWS, rows - row);
+    // What any of the rows sees, in whole panels.
+    const from = visibleFrom(row, start) & ~15;
+    const to = (visibleTo(row + count - 1, start, tokens) + 15) & ~15;
+    if (from >= to) continue;
+    const columns = to - from;
+    const fromBytes = (<usize>from) << 2;
+    const at = <usize>row * rowBytes;
+    for (let i = 0; i < count; i += 4) {
+      const query = queries + at + <usize>i * rowBytes;
+      toIntegers(query, rowBytes, i, min(4, count - i), K_SCALE, K_ZERO, headDim, keyLimit, keyBits);
     }
-    const valueStride = sumCodes(V_BYTES, tokens, headDim, valueWidth, heads);
-    for (let head = 0; head < heads; head++) {
-      const dots = DOTS + <usize>head * valueStride;
-      fold(dots, head, V_SCALE, headDim, dots);
-      accumulate(sums + <usize>(row + head) * rowBytes, head, dots, headDim);
+    const keys = TILE + <usize>(from >> 3) * keyPanel;
+    sumPairs(keys, keyPanel, columns >> 3, headDim, count, SCORES, SCORE_BYTES);
+    for (let i = 0; i < count; i++) {
+      const scores = SCORES + <usize>i * SCORE_BYTES;
+      fold(scores, i, K_TOKEN + fromBytes, columns);
+      soften(scores, row + i, i, start, tokens, from, to, states);
+    }
+    const token = V_TOKEN + fromBytes;
+    const zero = V_ZERO + fromBytes;
+    for (let i = 0; i < count; i += 4) {
+      const scores = SCORES + <usize>i * SCORE_BYTES;
+      toIntegers(scores, SCORE_BYTES, i, min(4, count - i), token, zero, columns, valueLimit, valueBits);
+    }
+    const values = TRANSPOSED + <usize>(from >> 1) * STRIP;
+    sumPairs(values, valuePanel, headDim >> 3, columns, count, DOTS, rowBytes);
+    for (let i = 0; i < count; i++) {
+      const offset = <usize>i * rowBytes;
+      foldInto(sums + at + offset, DOTS + offset, i, V_SCALE, headDim);
     }
   }
 }
@@ -204,9 +264,27 @@ export function attendRecordF32(
   sums: usize,
   states: usize,
 ): void {
-  openKeys(headDim, tokens, keyBits, kCodes, kScale, kZero, kToken);
-  openValues(headDim, tokens, valueBits, vCodes, vScale, vToken, vZero, TRANSPOSED);
-  attendTiles(headDim, tokens, tokens, start, rows, queries, sums, states);
+  openPanels(kCodes, headDim, tokens, keyBits, kScale, kZero, kToken, TILE);
+  openPanels(vCodes, tokens, headDim, valueBits, vToken, vZero, vScale, TRANSPOSED);
+  attendPanels(headDim, tokens, start, rows, queries, sums, states);
+}
+
+// A tile of a record as panels of f32.
+function openPanels(
+  codes: usize,
+  rows: i32,
+  columns: i32,
+  bits: i32,
+  rowScale: usize,
+  rowZero: usize,
+  columnScale: usize,
+  target: usize,
+): void {
+  loadHalves(rowScale, CODE_SCALE, rows);
+  loadHalves(rowZero, CODE_ZERO, rows);
+  loadHalves(columnScale, BEST_COLUMN_SCALE, columns);
+  openRows(codes, rows, columns, bits, K_BYTES);
+  scaleToPanels(K_BYTES, rows, columns, target);
 }
 
 // Attends `rows` rows to `tokens` exact tokens, K and V of one head, one token every `stride` bytes.
@@ -222,16 +300,15 @@ export function attendExact(
   sums: usize,
   states: usize,
 ): void {
-  loadExactKeys(keys, stride, tokens, headDim);
-  loadExactValues(values, stride, tokens, headDim, TRANSPOSED);
-  attendTiles(headDim, tokens, (tokens + 15) & ~15, start, rows, queries, sums, states);
+  loadKeyPanels(keys, stride, tokens, headDim, TILE);
+  loadValuePanels(values, stride, tokens, headDim, TRANSPOSED);
+  attendPanels(headDim, tokens, start, rows, queries, sums, states);
 }
 
-// K in TILE, `[headDim, columns]`, V in TRANSPOSED, `[tokens, headDim]`.
-function attendTiles(
+// To panels of f32, K's in TILE, V's in TRANSPOSED.
+function attendPanels(
   headDim: i32,
   tokens: i32,
-  columns: i32,
   start: i32,
   rows: i32,
   queries: usize,
@@ -239,20 +316,25 @@ function attendTiles(
   states: usize,
 ): void {
   const rowBytes = (<usize>headDim) << 2;
-  for (let row = 0; row < rows; row += <i32>HEADS) {
-    const heads = min(<i32>HEADS, rows - row);
-    if (!anyVisible(row, heads, start, tokens)) continue;
-    interleave(queries + <usize>row * rowBytes, rowBytes, headDim, heads);
-    const keyStride = sumRows(TILE, headDim, columns);
-    for (let head = 0; head < heads; head++) {
-      const scores = SCORES + <usize>head * VECTOR;
-      memory.copy(scores, DOTS + <usize>head * keyStride, (<usize>columns) << 2);
-      soften(scores, row + head, start, tokens, columns, states);
+  const keyPanel = panelBytes(headDim);
+  const valuePanel = panelBytes(tokens);
+  for (let row = 0; row < rows; row += <i32>ROWS) {
+    const count = min(<i32>ROWS, rows - row);
+    // What any of the rows sees: scores by whole panels.
+    const from = visibleFrom(row, start) & ~15;
+    const end = visibleTo(row + count - 1, start, tokens);
+    if (from >= end) continue;
+    const to = (end + 15) & ~15;
+    interleave(queries + <usize>row * rowBytes, rowBytes, headDim, count);
+    const keys = TILE + <usize>(from >> 3) * keyPanel;
+    sumPanels(keys, keyPanel, (to - from) >> 3, headDim, count, SCORES, SCORE_BYTES);
+    for (let i = 0; i < count; i++) {
+      soften(SCORES + <usize>i * SCORE_BYTES, row + i, i, start, tokens, from, to, states);
     }
-    interleave(SCORES, VECTOR, columns, heads);
-    const valueStride = sumRows(TRANSPOSED, tokens, headDim);
-    for (let head = 0; head < heads; head++) {
-      accumulate(sums + <usize>(row + head) * rowBytes, head, DOTS + <usize>head * valueStride, headDim);
+    interleave(SCORES, SCORE_BYTES, end - from, count);
+    sumPanels(TRANSPOSED + <usize>from * STRIP, valuePanel, headDim >> 3, end - from, count, DOTS, rowBytes);
+    for (let i = 0; i < count; i++) {
+      accumulate(sums + <usize>(row + i) * rowBytes, i, DOTS + <usize>i * rowBytes, headDim);
     }
   }
 }
@@ -262,151 +344,22 @@ function dividesByte(bits: i32): bool {
   return (8 / bits) * bits == 8;
 }
 
-// Positions in a tile, from and to, that a row sees.
-@inline
-function visibleFrom(row: i32, start: i32): i32 {
-  // The window may be as wide as an i32: its far end is clamped before it can wrap.
-  const own = position + row / shared;
-  return max(0, (window > own ? 0 : own - window + 1) - start);
-}
-
-@inline
-function visibleTo(row: i32, start: i32, tokens: i32): i32 {
-  return min(tokens, position + row / shared + 1 - start);
-}
-
-function anyVisible(row: i32, heads: i32, start: i32, tokens: i32): bool {
-  for (let i = row; i < row + heads; i++) {
-    if (visibleFrom(i, start) < visibleTo(i, start, tokens)) return true;
-  }
-  return false;
-}
-
-// Makes `values * factors` pairs of i16 in COEFFICIENTS, for `sumCodes` with codes of `bits` bits, and notes the step
-// between two integers and what the sums lack: `sum of values * zeros`, and what rounding took from the coefficients
-// times the middle code, so that only the codes' spread around it sees the rounding. Overwrites DOTS.
-function toIntegers(
-  values: usize,
-  factors: usize,
-  zeros: usize,
-  count: i32,
-  bits: i32,
-  heads: i32,
-  head: i32,
-): void {
-  let most = f32x4.splat(0);
-  let zero = most;
-  let total = most;
-  for (let at: usize = 0, end = (<usize>count) << 2; at < end; at += 16) {
-    const value = v128.load(values + at);
-    const product = f32x4.mul(value, v128.load(factors + at));
-    zero = f32x4.add(zero, f32x4.mul(value, v128.load(zeros + at)));
-    total = f32x4.add(total, product);
-    most = f32x4.pmax(most, f32x4.abs(product));
-    v128.store(DOTS + at, product);
-  }
-  // Sums of `count` products with codes that take up to 8 bits in place must fit an i32.
-  const limit = <f32>min(32767, 0x7fffffff / (255 * count));
-  const magnitude = largest(most);
-  const step = magnitude / limit;
-  // Coefficients too small to divide by are too small to count.
-  const inverse = magnitude > 1e-30 ? f32x4.splat(limit / magnitude) : f32x4.splat(0);
-  let integers = i32x4.splat(0);
-  const stride = (<usize>heads) << 2;
-  let out = COEFFICIENTS + ((<usize>head) << 2);
-  for (let at: usize = DOTS, end = DOTS + ((<usize>count) << 2); at < end; at += 32, out += 4 * stride) {
-    const a = nearest4(f32x4.mul(v128.load(at), inverse));
-    const b = nearest4(f32x4.mul(v128.load(at, 16), inverse));
-    integers = i32x4.add(integers, i32x4.add(a, b));
-    const pairs = i16x8.narrow_i32x4_s(a, b);
-    v128.store32_lane(out, pairs, 0);
-    v128.store32_lane(out + stride, pairs, 1);
-    v128.store32_lane(out + 2 * stride, pairs, 2);
-    v128.store32_lane(out + 3 * stride, pairs, 3);
-  }
-  const lost = sum(total) - step * sum(f32x4.convert_i32x4_s(integers));
-  const middle = <f32>((1 << bits) - 1) * 0.5;
-  store<f32>(STEPS + ((<usize>head) << 2), step);
-  store<f32>(OFFSETS + ((<usize>head) << 2), sum(zero) + lost * middle);
-}
-
-// Sums of codes to sums of values: `(dots * step + offset) * factors`.
-function fold(dots: usize, head: i32, factors: usize, count: i32, target: usize): void {
-  const step = v128.load32_splat(STEPS + ((<usize>head) << 2));
-  const offset = v128.load32_splat(OFFSETS + ((<usize>head) << 2));
-  for (let at: usize = 0, end = (<usize>count) << 2; at < end; at += 16) {
-    const value = madd(v128.load(dots + at), step, offset);
-    v128.store(target + at, f32x4.mul(value, v128.load(factors + at)));
-  }
-}
-
-// Scores of one row to weights: capped, masked, e to the power of what they are below the running maximum; the row's
-// state and its decay are brought up to date. Columns from `tokens` on get no weight.
-function soften(scores: usize, row: i32, start: i32, tokens: i32, columns: i32, states: usize): void {
-  const bytes = (<usize>columns) << 2;
-  if (softCap > 0) cap(scores, bytes);
-  const from = visibleFrom(row, start);
-  const to = visibleTo(row, start, tokens);
-  for (let i = 0; i < min(from, columns); i++) store<f32>(scores + ((<usize>i) << 2), -Infinity);
-  for (let i = max(to, 0); i < columns; i++) store<f32>(scores + ((<usize>i) << 2), -Infinity);
-
-  const state = states + ((<usize>row) << 3);
-  const decay = DECAYS + (((<usize>row) & (HEADS - 1)) << 2);
-  const before = load<f32>(state);
-  let most4 = f32x4.splat(before);
-  for (let at: usize = 0; at < bytes; at += 16) most4 = f32x4.pmax(most4, v128.load(scores + at));
-  const most = largest(most4);
-  if (most == -Infinity) {
-    // Nothing seen yet, nor here.
-    memory.fill(scores, 0, bytes);
-    store<f32>(decay, 1);
-    return;
-  }
-  const origin = f32x4.splat(most);
-  let total = f32x4.splat(0);
-  // Two at a time share the constants of `exp4`, which engines make anew in every round.
-  for (let at = scores; at < scores + bytes; at += 32) {
-    const weight = exp4(f32x4.sub(v128.load(at), origin));
-    const next = exp4(f32x4.sub(v128.load(at, 16), origin));
-    v128.store(at, weight);
-    v128.store(at, next, 16);
-    total = f32x4.add(total, f32x4.add(weight, next));
-  }
-  const factor = exp1(before - most);
-  store<f32>(decay, factor);
-  store<f32>(state, most);
-  store<f32>(state, load<f32>(state, 4) * factor + sum(total), 4);
-}
-
-// `softCap * tanh(x / softCap)`.
-function cap(scores: usize, bytes: usize): void {
-  const most = f32x4.splat(softCap);
-  const inverse = f32x4.splat(1 / softCap);
-  for (const end = scores + bytes; scores < end; scores += 16) {
-    v128.store(scores, f32x4.mul(most, tanh4(f32x4.mul(v128.load(scores), inverse))));
-  }
-}
-
-// A row's sums so far, brought to the present maximum, plus what one tile adds.
-function accumulate(sums: usize, head: i32, added: usize, headDim: i32): void {
-  const factor = v128.load32_splat(DECAYS + ((<usize>head) << 2));
-  for (let at: usize = 0, end = (<usize>headDim) << 2; at < end; at += 16) {
-    v128.store(sums + at, madd(v128.load(sums + at), factor, v128.load(added + at)));
-  }
-}
-
-// Rows of up to four heads, one every `stride` bytes, to COEFFICIENTS `[count, 4]`; zeros where a head is missing.
-function interleave(source: usize, stride: usize, count: i32, heads: i32): void {
+// Rows, one every `stride` bytes, to COEFFICIENTS, `[rows / 4][count][4]`; zeros where rows are missing.
+function interleave(source: usize, stride: usize, count: i32, rows: i32): void {
   const zero = f32x4.splat(0);
-  let out: usize = COEFFICIENTS;
-  for (const end = source + ((<usize>count) << 2); source < end; source += 16, out += 64) {
-    storeTransposed(
-      v128.load(source),
-      heads > 1 ? v128.load(source + stride) : zero,
-      heads > 2 ? v128.load(source + 2 * stride) : zero,
-      heads > 3 ? v128.load(source + 3 * stride) : zero,
-      out,
-      16,
-    );
+  let target: usize = COEFFICIENTS;
+  for (let row = 0; row < rows; row += 4, source += 4 * stride, target += (<usize>count) << 4) {
+    const left = rows - row;
+    let out = target;
+    for (let at = source, end = source + ((<usize>count) << 2); at < end; at += 16, out += 64) {
+      storeTransposed(
+        v128.load(at),
+        left > 1 ? v128.load(at + stride) : zero,
+        left > 2 ? v128.load(at + 2 * stride) : zero,
+        left > 3 ? v128.load(at + 3 * stride) : zero,
+        out,
+        16,
+      );
+    }
   }
 }

@@ -1,13 +1,14 @@
-// Weighted sums of the rows of a tile, for up to four sets of coefficients (query heads) at once:
-// `out[head][column] = sum over rows of coefficient[head][row] * tile[row][column]`. With K channel-major and V
+// Weighted sums of the rows of a tile as it lies in a record, for up to four sets of coefficients (query heads) at once:
+// `out[head][column] = sum over rows of coefficient[head][row] * code[row][column]`. With K channel-major and V
 // token-major, scores and weighted values are both of this form.
 //
-// On packed codes: 16-bit words of two neighbouring rows lie side by side, so that shifting a code field down leaves
-// pairs of codes of one column, as `i32x4.dot_i16x8_s` wants them. The fields above it in its byte are left in: their sums
-// are known from the next field up and taken off at the end, which saves masks here, where it counts. Few sums at a time
-// are kept, since engines that run out of vector registers put sums to memory, and the loop waits for them.
+// 16-bit words of two neighbouring rows lie side by side, so that shifting a code field down leaves pairs of codes of one
+// column, as `i32x4.dot_i16x8_s` wants them. The fields above it are left in: their sums are known from the next field up
+// and taken off at the end, which saves masks here, where it counts. Sums may wrap on the way, by multiples of 2^32 that
+// taking off takes away again. Few sums at a time are kept, since engines that run out of vector registers put sums to
+// memory, and the loop waits for them.
 
-import { madd, storeTransposed, zipHigh, zipLow } from "./lanes";
+import { storeTransposed, zipHigh, zipLow } from "./lanes";
 import { ACCUMULATED, COEFFICIENTS, DOTS } from "./memory";
 
 // 8 bytes of two rows, 16-bit words side by side.
@@ -16,15 +17,15 @@ function words(rows: usize, stride: usize): v128 {
   return v128.shuffle<i16>(v128.load64_zero(rows), v128.load64_zero(rows + stride), 0, 8, 1, 9, 2, 10, 3, 11);
 }
 
-// The lower bytes of the words from bit `shift` on.
+// The lower bytes of the words for bit 0, else the words from bit `shift` on.
 @inline
-function lowerByte(word: v128, shift: i32): v128 {
-  return v128.and(shift == 0 ? word : i16x8.shr_u(word, shift), i16x8.splat(<i16>((<i32>0xff) >> shift)));
+function fromLower(word: v128, shift: i32): v128 {
+  return shift == 0 ? v128.and(word, i16x8.splat(0xff)) : i16x8.shr_u(word, shift);
 }
 
-// The upper bytes from bit `shift` on.
+// The words from bit `shift` of their upper bytes on.
 @inline
-function upperByte(word: v128, shift: i32): v128 {
+function fromUpper(word: v128, shift: i32): v128 {
   return i16x8.shr_u(word, 8 + shift);
 }
 
@@ -33,7 +34,7 @@ function dot(codes: v128, coefficients: usize, sum: v128): v128 {
   return i32x4.add(sum, i32x4.dot_i16x8_s(codes, v128.load32_splat(coefficients)));
 }
 
-// Sums over the rows' 8 bytes at `rows`, both bytes of the words from bit `shift` on, for three or four heads.
+// Sums over the rows' 8 bytes at `rows`, of their words from bit `shift` of both bytes on, for three or four heads.
 @inline
 function sumBytesWide(
   rows: usize,
@@ -44,7 +45,6 @@ function sumBytesWide(
   out: usize,
   headBytes: usize,
 ): void {
-  const heads: usize = fourth ? 4 : 3;
   let a = i32x4.splat(0);
   let b = a;
   let c = a;
@@ -54,10 +54,10 @@ function sumBytesWide(
   let g = a;
   let h = a;
   let at: usize = COEFFICIENTS;
-  for (const end = at + ((<usize>count * heads) << 1); at < end; at += heads << 2, rows += 2 * stride) {
+  for (const end = at + ((<usize>count) << 3); at < end; at += 16, rows += 2 * stride) {
     const word = words(rows, stride);
-    const lower = lowerByte(word, shift);
-    const upper = upperByte(word, shift);
+    const lower = fromLower(word, shift);
+    const upper = fromUpper(word, shift);
     a = dot(lower, at, a);
     b = dot(upper, at, b);
     c = dot(lower, at + 4, c);
@@ -94,7 +94,6 @@ function sumBytesNarrow(
   out: usize,
   headBytes: usize,
 ): void {
-  const heads: usize = second ? 2 : 1;
   let a = i32x4.splat(0);
   let b = a;
   let c = a;
@@ -104,10 +103,10 @@ function sumBytesNarrow(
   let g = a;
   let h = a;
   let at: usize = COEFFICIENTS;
-  for (const end = at + ((<usize>count * heads) << 1); at < end; at += heads << 2, rows += 2 * stride) {
+  for (const end = at + ((<usize>count) << 3); at < end; at += 16, rows += 2 * stride) {
     const word = words(rows, stride);
-    const lower = lowerByte(word, shift);
-    const upper = upperByte(word, shift);
+    const lower = fromLower(word, shift);
+    const upper = fromUpper(word, shift);
     a = dot(lower, at, a);
     b = dot(upper, at, b);
     if (second) {
@@ -115,8 +114,8 @@ function sumBytesNarrow(
       f = dot(upper, at + 4, f);
     }
     if (!single) {
-      const nextLower = lowerByte(word, next);
-      const nextUpper = upperByte(word, next);
+      const nextLower = fromLower(word, next);
+      const nextUpper = fromUpper(word, next);
       c = dot(nextLower, at, c);
       d = dot(nextUpper, at, d);
       if (second) {
@@ -224,7 +223,7 @@ function sum1Head8Bits(codes: usize, rows: i32, columns: i32): void {
 }
 
 // Codes of 2, 4 or 8 bits, `[rows, columns]`, against pairs of i16 coefficients in COEFFICIENTS,
-// `[rows / 2, heads, 2]`: sums as f32 in DOTS, `[heads, columns rounded up to whole blocks of 8 bytes]`. The caller
+// `[rows / 2, 4, 2]`: sums as f32 in DOTS, `[heads, columns rounded up to whole blocks of 8 bytes]`. The caller
 // keeps the coefficients so small that the sums of up to `255 * coefficient` fit 32 bits. Reads up to 8 bytes past the
 // end. Returns the distance in bytes from one head's sums to the next's.
 //
@@ -252,89 +251,64 @@ export function sumCodes(codes: usize, rows: i32, columns: i32, bits: i32, heads
   return stride;
 }
 
-// Sums of one code field, as f32: those from its bit on less those from the next field's on.
+// The sums at `at` less those at `higher`, which count `1 << bits` each.
 @inline
-function field(at: usize, bits: i32): v128 {
-  const higher = i32x4.shl(v128.load(at, 32), bits);
-  return f32x4.convert_i32x4_s(i32x4.sub(v128.load(at), higher));
+function less(at: v128, higher: v128, bits: i32): v128 {
+  return i32x4.sub(at, i32x4.shl(higher, bits));
 }
 
-@inline
-function topField(at: usize): v128 {
-  return f32x4.convert_i32x4_s(v128.load(at));
-}
-
-// ACCUMULATED to DOTS. Accumulators hold the lower and the upper bytes from the first field on, then those from the
-// second on, and so forth; their four lanes belong to four 16-bit words.
+// ACCUMULATED to DOTS. For each word: sums of its lower byte, of the word from bit 8 on, and of the word from the bits of
+// the next fields on, those in the lower byte and those in the upper one in turn. Their four lanes belong to four words.
+// Sums of more than a byte may wrap; what is left of them does not.
 function orderSums(blocks: i32, bits: i32): void {
   let at: usize = ACCUMULATED;
   let out: usize = DOTS;
   if (bits == 8) {
     for (let i = 0; i < blocks; i++, at += 32, out += 32) {
-      const lower = topField(at);
-      const upper = topField(at + 16);
+      const lower = f32x4.convert_i32x4_s(v128.load(at));
+      const upper = f32x4.convert_i32x4_s(v128.load(at, 16));
       v128.store(out, zipLow(lower, upper));
       v128.store(out, zipHigh(lower, upper), 16);
     }
   } else if (bits == 4) {
     for (let i = 0; i < blocks; i++, at += 64, out += 64) {
-      storeTransposed(field(at, 4), topField(at + 32), field(at + 16, 4), topField(at + 48), out, 16);
+      const from8 = v128.load(at, 16);
+      const from12 = v128.load(at, 48);
+      const second = less(v128.load(at, 32), from8, 4);
+      storeTransposed(
+        f32x4.convert_i32x4_s(less(v128.load(at), second, 4)),
+        f32x4.convert_i32x4_s(second),
+        f32x4.convert_i32x4_s(less(from8, from12, 4)),
+        f32x4.convert_i32x4_s(from12),
+        out,
+        16,
+      );
     }
   } else {
     for (let i = 0; i < blocks; i++, at += 128, out += 128) {
-      storeTransposed(field(at, 2), field(at + 32, 2), field(at + 64, 2), topField(at + 96), out, 32);
+      const from2 = v128.load(at, 32);
+      const from4 = v128.load(at, 64);
+      const from6 = v128.load(at, 96);
+      const from8 = v128.load(at, 16);
+      const from10 = v128.load(at, 48);
+      const from12 = v128.load(at, 80);
+      const from14 = v128.load(at, 112);
       storeTransposed(
-        field(at + 16, 2),
-        field(at + 48, 2),
-        field(at + 80, 2),
-        topField(at + 112),
+        f32x4.convert_i32x4_s(less(v128.load(at), less(from2, from8, 6), 2)),
+        f32x4.convert_i32x4_s(less(from2, from4, 2)),
+        f32x4.convert_i32x4_s(less(from4, from6, 2)),
+        f32x4.convert_i32x4_s(less(from6, from8, 2)),
+        out,
+        32,
+      );
+      storeTransposed(
+        f32x4.convert_i32x4_s(less(from8, from10, 2)),
+        f32x4.convert_i32x4_s(less(from10, from12, 2)),
+        f32x4.convert_i32x4_s(less(from12, from14, 2)),
+        f32x4.convert_i32x4_s(from14),
         out + 16,
         32,
       );
     }
   }
-}
-
-// The same on f32 rows, `[rows, columns]`, against f32 coefficients in COEFFICIENTS, `[rows, 4]`: sums in DOTS,
-// `[4, columns]`. `columns` is a multiple of 16.
-export function sumRows(tile: usize, rows: i32, columns: i32): usize {
-  const rowBytes = (<usize>columns) << 2;
-  const end = COEFFICIENTS + ((<usize>rows) << 4);
-  for (let column: usize = 0; column < rowBytes; column += 32) {
-    let a = f32x4.splat(0);
-    let b = a;
-    let c = a;
-    let d = a;
-    let e = a;
-    let f = a;
-    let g = a;
-    let h = a;
-    let row = tile + column;
-    for (let at: usize = COEFFICIENTS; at < end; at += 16, row += rowBytes) {
-      const x = v128.load(row);
-      const y = v128.load(row, 16);
-      const first = v128.load32_splat(at);
-      a = madd(x, first, a);
-      b = madd(y, first, b);
-      const second = v128.load32_splat(at, 4);
-      c = madd(x, second, c);
-      d = madd(y, second, d);
-      const third = v128.load32_splat(at, 8);
-      e = madd(x, third, e);
-      f = madd(y, third, f);
-      const fourth = v128.load32_splat(at, 12);
-      g = madd(x, fourth, g);
-      h = madd(y, fourth, h);
-    }
-    const out = DOTS + column;
-    v128.store(out, a);
-    v128.store(out, b, 16);
-    v128.store(out + rowBytes, c);
-    v128.store(out + rowBytes, d, 16);
-    v128.store(out + 2 * rowBytes, e);
-    v128.store(out + 2 * rowBytes, f, 16);
-    v128.store(out + 3 * rowBytes, g);
-    v128.store(out + 3 * rowBytes, h, 16);
-  }
-  return rowBytes;
 }

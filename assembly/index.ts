@@ -1,9 +1,10 @@
 // What the engine calls: kernels over raw pointers. Callers check shapes; nothing is checked here.
 
-export { attendExact, attendRecord, attendRecordF32, finishQueries, prepareQueries, setMask } from "./attend";
+export { attendExact, attendRecord, attendRecordF32, finishQueries, prepareQueries } from "./attend";
 export { writeTokens } from "./exact";
 export { decodeKeys, decodeValues, encodeKeys, encodeValues } from "./record";
 export { rotateRows } from "./rotate";
+export { setMask } from "./softmax";
 export { normalize, pack, unpack, unpackCodes } from "./tiles";
 export {
   BEST_COLUMN_SCALE as columnScale,

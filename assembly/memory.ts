@@ -6,12 +6,16 @@ const MAX_TILE: usize = 512 * 128;
 // Bytes of a vector with one f32 for each row or column of a tile.
 export const VECTOR: usize = 512 * 4;
 
+// What panels of 8 columns, of which a tile has up to 64, lie apart from each other: a cache line.
+export const PANEL_GAP: usize = 64;
+const GAPS: usize = 64 * PANEL_GAP;
+
 // One f32 tile, of K or of V.
 export const TILE: usize = 1024;
 // Another, for its transpose.
-export const TRANSPOSED: usize = TILE + MAX_TILE * 4;
+export const TRANSPOSED: usize = TILE + MAX_TILE * 4 + GAPS;
 // Codes as bytes, of K and of V, each with room to write 8 bytes past the last row.
-export const K_BYTES: usize = TRANSPOSED + MAX_TILE * 4;
+export const K_BYTES: usize = TRANSPOSED + MAX_TILE * 4 + GAPS;
 export const V_BYTES: usize = K_BYTES + MAX_TILE + 16;
 
 // Vectors of f32, one value for each row or column of a tile.
@@ -37,20 +41,31 @@ export const V_SCALE: usize = K_TOKEN + VECTOR;
 export const V_TOKEN: usize = V_SCALE + VECTOR;
 export const V_ZERO: usize = V_TOKEN + VECTOR;
 
-// Attention of up to four query heads with one tile.
+// Attention of rows of queries with one tile: up to four on packed codes, up to ROWS on panels.
 export const HEADS: usize = 4;
-// Coefficients of the rows of a tile: f32 or pairs of i16.
+export const ROWS: usize = 16;
+// Coefficients of the rows of a tile, of four queries side by side: f32 or pairs of i16.
 export const COEFFICIENTS: usize = V_ZERO + VECTOR;
-// Sums over rows: as they accumulate, and in order.
-export const ACCUMULATED: usize = COEFFICIENTS + HEADS * VECTOR;
+// Sums over rows as they accumulate, and in order.
+export const ACCUMULATED: usize = COEFFICIENTS + ROWS * VECTOR;
 export const DOTS: usize = ACCUMULATED + HEADS * VECTOR;
-// Scores, then probabilities, of the tokens of a tile.
-export const SCORES: usize = DOTS + HEADS * VECTOR;
+// Scores, then probabilities, of the tokens of a tile: up to 128 f32 for each query.
+export const SCORE_BYTES: usize = 128 * 4;
+export const SCORES: usize = DOTS + ROWS * VECTOR;
 
-// One f32 for each head: what its integer coefficients were multiplied by, what is added to its sums, and the factor
-// that brings its earlier sums to the present maximum.
-export const STEPS: usize = SCORES + HEADS * VECTOR;
-export const OFFSETS: usize = STEPS + HEADS * 4;
-export const DECAYS: usize = OFFSETS + HEADS * 4;
+// One f32 for each query: what its integer coefficients were multiplied by, and the inverse of that; the sum of its
+// coefficients; what is added to its sums; the factor that brings its earlier sums to the present maximum.
+export const STEPS: usize = SCORES + ROWS * SCORE_BYTES;
+export const INVERSES: usize = STEPS + ROWS * 4;
+export const TOTALS: usize = INVERSES + ROWS * 4;
+export const OFFSETS: usize = TOTALS + ROWS * 4;
+export const DECAYS: usize = OFFSETS + ROWS * 4;
 
-export const END: usize = DECAYS + HEADS * 4;
+// Constants of 16 bytes, for loops: engines keep what is loaded before a loop in registers, and make written constants
+// anew in every round.
+export const ROUNDER: usize = DECAYS + ROWS * 4;
+export const ONES: usize = ROUNDER + 16;
+// The base and the least argument of the exponential, and the coefficients of its polynomial.
+export const POWERS: usize = ONES + 16;
+
+export const END: usize = POWERS + 8 * 16;

@@ -84,7 +84,7 @@ export function encodeValues(
 }
 
 // The K tile of a record, still rotated, channel-major f32 `[headDim, group]` in TILE.
-export function openKeys(
+function openKeys(
   headDim: i32,
   group: i32,
   bits: i32,
@@ -96,8 +96,8 @@ export function openKeys(
   openTile(headDim, group, bits, codes, scale, zero, token, K_BYTES, TILE);
 }
 
-// The V tile of a record, still rotated, token-major f32 `[group, headDim]` at `target`.
-export function openValues(
+// The V tile of a record, still rotated, token-major f32 `[group, headDim]` in TILE.
+function openValues(
   headDim: i32,
   group: i32,
   bits: i32,
@@ -105,9 +105,8 @@ export function openValues(
   scale: usize,
   token: usize,
   zero: usize,
-  target: usize,
 ): void {
-  openTile(group, headDim, bits, codes, token, zero, scale, V_BYTES, target);
+  openTile(group, headDim, bits, codes, token, zero, scale, V_BYTES, TILE);
 }
 
 function openTile(
@@ -174,7 +173,7 @@ export function decodeValues(
   target: usize,
   stride: usize,
 ): void {
-  openValues(headDim, group, bits, codes, scale, token, zero, TILE);
+  openValues(headDim, group, bits, codes, scale, token, zero);
   storeTokens(TILE, headDim, group, target, stride);
 }
 

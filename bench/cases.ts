@@ -1,6 +1,6 @@
 /** What is timed, through the public calls, and against what. */
-import { openPlainPass, openUncompressed } from "../src/cli/uncompressed.js";
-import { type Kvarn, parsePreset, recordLayout } from "../src/index.js";
+import { openPlainPass, openUncompressed, type UncompressedCache } from "../src/cli/uncompressed.js";
+import { type Kvarn, type KvarnCache, parsePreset, recordLayout } from "../src/index.js";
 import { Source } from "./data.js";
 import { compare, type Effort } from "./timing.js";
 
@@ -62,6 +62,7 @@ export const cases: readonly Case[] = [
   attendCase("k3v3_g128", 8_192, COMMON),
   attendCase("k8v8_g128", 8_192, COMMON),
   attendCase("k4v2_g128", 8_192, { queryHeads: 9, kvHeads: 3, headDim: 64 }),
+  prefillCase("k4v2_g128", 512, 8_192, COMMON),
   appendCase("k4v2_g128", COMMON),
   rotateCase(),
   decodeCase("k4v2_g128"),
@@ -106,6 +107,24 @@ function encodeCase(preset: string, targets?: Pick<Case, "gate" | "aim">): Case 
   };
 }
 
+/** Both caches with the same tokens, appended in chunks. */
+async function fillCaches(
+  kvarn: Kvarn,
+  preset: string,
+  tokens: number,
+  heads: Heads,
+): Promise<{ cache: KvarnCache; uncompressed: UncompressedCache; source: Source }> {
+  const cache = kvarn.createCache({ ...heads, preset, layers: 1, capacity: tokens });
+  const uncompressed = await openUncompressed({ ...heads, capacity: tokens });
+  const source = new Source(2);
+  for (let at = 0; at < tokens; at += CHUNK) {
+    const { k, v } = source.tokens(Math.min(CHUNK, tokens - at), heads.kvHeads, heads.headDim);
+    await cache.append(0, k, v);
+    uncompressed.append(k, v);
+  }
+  return { cache, uncompressed, source };
+}
+
 /** Attention of one token over a filled cache, sink and tail included. */
 function attendCase(
   preset: string,
@@ -122,14 +141,7 @@ function attendCase(
     ...targets,
     async run(kvarn, { effort, mostTokens }) {
       const tokens = Math.min(context, mostTokens);
-      const cache = kvarn.createCache({ ...heads, preset, layers: 1, capacity: tokens });
-      const uncompressed = await openUncompressed({ ...heads, capacity: tokens });
-      const source = new Source(2);
-      for (let at = 0; at < tokens; at += CHUNK) {
-        const { k, v } = source.tokens(Math.min(CHUNK, tokens - at), kvHeads, headDim);
-        await cache.append(0, k, v);
-        uncompressed.append(k, v);
-      }
+      const { cache, uncompressed, source } = await fillCaches(kvarn, preset, tokens, heads);
       await cache.flush();
       const queries = Array.from({ length: 8 }, () => source.rows(queryHeads, headDim));
       const out = new Float32Array(queryHeads * headDim);
@@ -140,6 +152,31 @@ function attendCase(
       );
       cache.dispose();
       return { value: 1e3 * timing.ours, baseline: 1e3 * timing.baseline, ratio: 1 / timing.relative };
+    },
+  };
+}
+
+/** Causal attention of a chunk of a prompt that has just been appended. */
+function prefillCase(preset: string, chunk: number, context: number, heads: Heads): Case {
+  const { queryHeads, kvHeads, headDim } = heads;
+  return {
+    name: "prefill",
+    case: `${preset} d${headDim} h${queryHeads}/${kvHeads} q${chunk} t${context}`,
+    unit: "ms",
+    ratio: "x speed",
+    async run(kvarn, { effort, mostTokens }) {
+      const tokens = Math.min(context, mostTokens);
+      const { cache, uncompressed, source } = await fillCaches(kvarn, preset, tokens, heads);
+      const queries = source.rows(Math.min(chunk, tokens) * queryHeads, headDim);
+      const out = new Float32Array(queries.length);
+      const timing = await compare(
+        { run: () => cache.attend(0, queries, { out }) },
+        { run: () => void uncompressed.prefill(queries, out) },
+        // Calls take a second.
+        { ...effort, leastSamples: Math.min(effort.leastSamples, 5) },
+      );
+      cache.dispose();
+      return { value: timing.ours, baseline: timing.baseline, ratio: 1 / timing.relative };
     },
   };
 }

@@ -71,6 +71,39 @@ describe("the uncompressed cache", () => {
     expect(relativeError(out, attention(q, k, v, shape))).toBeLessThan(1e-5);
   });
 
+  it.each(shapes)("prefills: headDim $headDim, group $group", async ({ headDim, group, kvHeads }) => {
+    const shape = { queryHeads: kvHeads * group, kvHeads, headDim };
+    const width = kvHeads * headDim;
+    const perToken = shape.queryHeads * headDim;
+    const tokens = 301;
+    // Keys that grow: maxima do, too.
+    const k = random(20, tokens * width).map((x, i) => (x * Math.floor(i / width)) / 50);
+    const v = random(21, tokens * width);
+    const cache = await openUncompressed({ ...shape, capacity: tokens });
+    // Ends of a tile and neither; one token, a few, as many as there are, and fewer again.
+    for (const [length, queryTokens] of [
+      [1, 1],
+      [127, 1],
+      [128, 128],
+      [129, 5],
+      [301, 40],
+    ]) {
+      cache.append(
+        k.subarray(cache.length * width, length * width),
+        v.subarray(cache.length * width, length * width),
+      );
+      const q = random(22 + queryTokens, queryTokens * perToken);
+      const out = new Float32Array(q.length);
+      expect(cache.prefill(q, out)).toBe(out);
+      for (let i = 0; i < queryTokens; i += i < 9 || i > queryTokens - 4 ? 1 : 13) {
+        const end = (length - queryTokens + i + 1) * width;
+        const at = [i * perToken, (i + 1) * perToken] as const;
+        const expected = attention(q.subarray(...at), k.subarray(0, end), v.subarray(0, end), shape);
+        expect(relativeError(out.subarray(...at), expected)).toBeLessThan(1e-5);
+      }
+    }
+  });
+
   it("takes long appends in parts", async () => {
     const shape = { queryHeads: 8, kvHeads: 8, headDim: 128 };
     const tokens = 300;
@@ -96,6 +129,12 @@ describe("the uncompressed cache", () => {
   it("refuses what does not fit", async () => {
     const cache = await openUncompressed({ queryHeads: 2, kvHeads: 1, headDim: 16, capacity: 32 });
     expect(() => cache.attend(new Float32Array(32))).toThrow(RangeError);
+    expect(() => cache.prefill(new Float32Array(32))).toThrow(RangeError);
+    cache.append(new Float32Array(32), new Float32Array(32));
+    expect(() => cache.prefill(new Float32Array(0))).toThrow(RangeError);
+    expect(() => cache.prefill(new Float32Array(33))).toThrow(RangeError);
+    expect(() => cache.prefill(new Float32Array(96))).toThrow(RangeError);
+    expect(() => cache.prefill(new Float32Array(64), new Float32Array(32))).toThrow(RangeError);
     expect(() => cache.append(new Float32Array(33 * 16), new Float32Array(33 * 16))).toThrow(RangeError);
     expect(() => cache.append(new Float32Array(16), new Float32Array(32))).toThrow(RangeError);
     expect(() => cache.append(new Float32Array(15), new Float32Array(15))).toThrow(RangeError);

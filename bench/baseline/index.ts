@@ -3,5 +3,6 @@
 
 export { attend, storeKeys, storeValues, BLOCK } from "./attend";
 export { pass } from "./pass";
+export { prefill } from "./prefill";
 
 export const heapStart: usize = __heap_base;

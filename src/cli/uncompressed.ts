@@ -35,6 +35,20 @@ interface Baseline {
     group: number,
     scale: number,
   ) => void;
+  readonly prefill: (
+    queries: number,
+    queryTokens: number,
+    out: number,
+    keys: number,
+    values: number,
+    stride: number,
+    tokens: number,
+    headDim: number,
+    kvHeads: number,
+    group: number,
+    scale: number,
+    scratch: number,
+  ) => void;
   readonly storeKeys: Store;
   readonly storeValues: Store;
   readonly pass: (
@@ -123,8 +137,11 @@ export class UncompressedCache {
   readonly #shape: UncompressedShape;
   readonly #capacity: number;
   readonly #staging: number;
+  readonly #memory: Allocator;
   readonly #query: number;
   readonly #out: number;
+  /** Where `prefill` puts up to so many query tokens, what it returns, and what it works in. */
+  #many = { queryTokens: 0, queries: 0, out: 0, scratch: 0 };
   readonly #keys: number;
   readonly #values: number;
   /** Bytes of the keys, or the values, of one KV head. */
@@ -137,6 +154,7 @@ export class UncompressedCache {
     const block = baseline.BLOCK.value as number;
     const memory = new Allocator(baseline);
     this.#baseline = baseline;
+    this.#memory = memory;
     this.#shape = shape;
     this.#capacity = Math.ceil(capacity / block) * block;
     this.#stride = this.#capacity * headDim * 4;
@@ -209,6 +227,54 @@ export class UncompressedCache {
     );
     out.set(new Float32Array(memory.buffer, this.#out, out.length));
     return out;
+  }
+
+  /**
+   * Causal attention of the newest tokens over all tokens, with the scale 1 / sqrt(headDim).
+   * @param q `[queryTokens, queryHeads, headDim]`
+   * @param out where to put the result
+   * @returns `[queryTokens, queryHeads, headDim]`
+   * @throws {KvarnError} `out-of-memory`
+   */
+  prefill(q: Float32Array, out = new Float32Array(q.length)): Float32Array {
+    const { queryHeads, kvHeads, headDim } = this.#shape;
+    const queryTokens = q.length / (queryHeads * headDim);
+    const fits = Number.isInteger(queryTokens) && queryTokens > 0 && queryTokens <= this.#length;
+    if (!fits || out.length !== q.length) {
+      throw new RangeError(`q of ${q.length} and out of ${out.length} elements over ${this.#length} tokens`);
+    }
+    this.#makeRoom(queryTokens);
+    const { memory, prefill } = this.#baseline;
+    const many = this.#many;
+    new Float32Array(memory.buffer, many.queries, q.length).set(q);
+    prefill(
+      many.queries,
+      queryTokens,
+      many.out,
+      this.#keys,
+      this.#values,
+      this.#stride,
+      this.#length,
+      headDim,
+      kvHeads,
+      queryHeads / kvHeads,
+      1 / Math.sqrt(headDim),
+      many.scratch,
+    );
+    out.set(new Float32Array(memory.buffer, many.out, out.length));
+    return out;
+  }
+
+  #makeRoom(queryTokens: number): void {
+    if (queryTokens <= this.#many.queryTokens) return;
+    const { queryHeads, kvHeads, headDim } = this.#shape;
+    const bytes = queryTokens * queryHeads * headDim * 4;
+    // The rows of one KV head, by fours, and their states.
+    const rows = Math.ceil((queryTokens * queryHeads) / kvHeads / 4) * 4;
+    const [queries, out] = [this.#memory.take(bytes), this.#memory.take(bytes)];
+    const scratch = this.#memory.take(rows * (headDim + 2) * 4);
+    this.#memory.grow();
+    this.#many = { queryTokens, queries, out, scratch };
   }
 
   #store(store: Store, rows: Float32Array, target: number): void {
