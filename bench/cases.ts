@@ -1,46 +1,62 @@
-/** What is timed, through the public calls, and against what. */
-import { openPlainPass, openUncompressed, type UncompressedCache } from "../src/cli/uncompressed.js";
+/** What is timed on the CPU, through the public calls, and beside what. */
+import { openPlainPass, openUncompressed } from "../src/cli/uncompressed.js";
 import { type Kvarn, type KvarnCache, parsePreset, recordLayout } from "../src/index.js";
 import { Source } from "./data.js";
-import { compare, type Effort } from "./timing.js";
+import type { OpenPeer, Peer, Work } from "./peers/peer.js";
+import type { RatioUnit, Targets } from "./report.js";
+import type { Contender } from "./timing.js";
 
-/** A bound on a ratio. */
-export type Target = { readonly most: number } | { readonly least: number };
-
-/** What a case measured. */
-export interface Figures {
-  /** Ours, in the case's unit. */
-  value: number;
-  /** What it is compared with, in the same unit. */
-  baseline: number;
-  /** How many times; which way says the case's `ratio`. */
-  ratio: number;
+/** Who takes part in a case. */
+export interface Entrant {
+  readonly backend: string;
+  readonly variant: string;
+  /** How a baseline is called in the table. */
+  readonly label: string;
+  readonly contender: Contender;
+  /** Whether it may be what ours is compared with: the fastest such is. */
+  readonly isBaseline: boolean;
+  /** Of the case's unit, how many a call does. */
+  readonly perCall: number;
 }
 
-/** How a case is run. */
-export interface Scale {
-  readonly effort: Effort;
+/** What a case is run with. */
+export interface Setting {
+  readonly kvarn: Kvarn;
   /** Longest context; what is longer is cut to it. */
   readonly mostTokens: number;
+  readonly peers: readonly Peer[];
+  /** To be called with a peer that cannot do this case. */
+  readonly refuse: (peer: Peer, error: unknown) => void;
 }
 
-export interface Case {
+/** A case that is ready to be timed. */
+export interface Ready {
+  /** Ours first. */
+  readonly entrants: readonly Entrant[];
+  readonly close?: () => Promise<void>;
+}
+
+export interface Case extends Targets {
   /** What is done. */
   readonly name: string;
   /** To what. */
   readonly case: string;
-  readonly unit: string;
-  /** What the ratio counts: plain SIMD passes that ours takes as long as, or the baseline's time over ours. */
-  readonly ratio: "passes" | "x speed";
-  readonly gate?: Target;
-  readonly aim?: Target;
-  run(kvarn: Kvarn, scale: Scale): Promise<Figures>;
+  readonly unit: "us" | "us/record" | "us/token" | "ns/row" | "ns/token of context";
+  readonly ratioUnit: RatioUnit;
+  /** Rounds are long, a few will do. */
+  readonly isLong?: boolean;
+  prepare(setting: Setting): Promise<Ready>;
 }
 
 interface Heads {
   readonly queryHeads: number;
   readonly kvHeads: number;
   readonly headDim: number;
+}
+
+interface AttendOptions extends Targets {
+  /** Others beside our own baseline. */
+  readonly peers?: boolean;
 }
 
 /** The shape of many models of 7 to 9 billion parameters. */
@@ -51,32 +67,53 @@ const CHUNK = 512;
 const SCALE = new Float32Array(128).fill(0.75);
 
 export const cases: readonly Case[] = [
-  encodeCase("k4v2_g128", { gate: { most: 60 }, aim: { most: 30 } }),
+  encodeCase("k4v2_g128", { gate: { most: 35 }, aim: { most: 25 } }),
   encodeCase("k2v2_g128"),
   encodeCase("k4v4_g128"),
-  attendCase("k4v2_g128", 4_096, COMMON),
-  attendCase("k4v2_g128", 8_192, COMMON),
-  attendCase("k4v2_g128", 32_768, COMMON, { gate: { least: 2 }, aim: { least: 4 } }),
+  attendCase("k4v2_g128", 4_096, COMMON, { peers: true, gate: { least: 1.5 }, aim: { least: 2.5 } }),
+  attendCase("k4v2_g128", 8_192, COMMON, { peers: true }),
+  attendCase("k4v2_g128", 32_768, COMMON, { peers: true, gate: { least: 3 }, aim: { least: 5 } }),
   attendCase("k2v2_g128", 8_192, COMMON),
   attendCase("k4v4_g128", 8_192, COMMON),
   attendCase("k3v3_g128", 8_192, COMMON),
   attendCase("k8v8_g128", 8_192, COMMON),
   attendCase("k4v2_g128", 8_192, { queryHeads: 9, kvHeads: 3, headDim: 64 }),
-  prefillCase("k4v2_g128", 512, 8_192, COMMON),
+  depthCase("k4v2_g128", 131_072, 8_192, COMMON),
+  prefillCase("k4v2_g128", 512, 8_192, COMMON, { gate: { most: 1.3 }, aim: { most: 1 } }),
   appendCase("k4v2_g128", COMMON),
   rotateCase(),
   decodeCase("k4v2_g128"),
 ];
 
+/** Ours: what is timed first in each case. */
+function ours(kvarn: Kvarn, contender: Contender, perCall: number): Entrant {
+  const { kind: backend, variant } = kvarn.backend;
+  return { backend, variant, label: `${backend} ${variant}`, contender, isBaseline: false, perCall };
+}
+
+function plainPass(contender: Contender, perCall: number): Entrant {
+  return {
+    ...{ backend: "plain pass", variant: "f32 simd", label: "a plain SIMD pass" },
+    ...{ contender, isBaseline: true, perCall },
+  };
+}
+
+function uncompressed(contender: Contender, perCall: number): Entrant {
+  return {
+    ...{ backend: "uncompressed", variant: "f32 simd", label: "our f32 SIMD" },
+    ...{ contender, isBaseline: true, perCall },
+  };
+}
+
 /** One K+V record, from f32 to bytes. */
-function encodeCase(preset: string, targets?: Pick<Case, "gate" | "aim">): Case {
+function encodeCase(preset: string, targets?: Targets): Case {
   return {
     name: "encode",
     case: `${preset} d128`,
     unit: "us/record",
-    ratio: "passes",
+    ratioUnit: "passes",
     ...targets,
-    async run(kvarn, { effort }) {
+    async prepare({ kvarn }) {
       // More than the innermost caches hold: an engine encodes what it has just computed or copied, not the same tile.
       const records = 32;
       const headDim = 128;
@@ -92,93 +129,170 @@ function encodeCase(preset: string, targets?: Pick<Case, "gate" | "aim">): Case 
         tiles.set(tile(v, i), (2 * i + 1) * size);
       }
       const plain = await openPlainPass({ rows: group, columns: headDim, tiles, columnScale: SCALE });
-      const timing = await compare(
-        { run: (call) => kvarn.encode(tile(k, call % records), tile(v, call % records), options) },
-        {
-          run: (call) => {
-            plain.run(2 * (call % records));
-            plain.run(2 * (call % records) + 1);
-          },
+      const encode: Contender = {
+        run: (call) => kvarn.encode(tile(k, call % records), tile(v, call % records), options),
+      };
+      const pass: Contender = {
+        run: (call) => {
+          plain.run(2 * (call % records));
+          plain.run(2 * (call % records) + 1);
         },
-        effort,
-      );
-      return { value: 1e3 * timing.ours, baseline: 1e3 * timing.baseline, ratio: timing.relative };
+      };
+      return { entrants: [ours(kvarn, encode, 1), plainPass(pass, 1)] };
     },
   };
 }
 
-/** Both caches with the same tokens, appended in chunks. */
-async function fillCaches(
-  kvarn: Kvarn,
-  preset: string,
-  tokens: number,
-  heads: Heads,
-): Promise<{ cache: KvarnCache; uncompressed: UncompressedCache; source: Source }> {
-  const cache = kvarn.createCache({ ...heads, preset, layers: 1, capacity: tokens });
-  const uncompressed = await openUncompressed({ ...heads, capacity: tokens });
-  const source = new Source(2);
-  for (let at = 0; at < tokens; at += CHUNK) {
-    const { k, v } = source.tokens(Math.min(CHUNK, tokens - at), heads.kvHeads, heads.headDim);
-    await cache.append(0, k, v);
-    uncompressed.append(k, v);
-  }
-  return { cache, uncompressed, source };
-}
-
 /** Attention of one token over a filled cache, sink and tail included. */
-function attendCase(
-  preset: string,
-  context: number,
-  heads: Heads,
-  targets?: Pick<Case, "gate" | "aim">,
-): Case {
+function attendCase(preset: string, context: number, heads: Heads, options: AttendOptions = {}): Case {
+  const { peers: beside, ...targets } = options;
   const { queryHeads, kvHeads, headDim } = heads;
   return {
     name: "attend",
     case: `${preset} d${headDim} h${queryHeads}/${kvHeads} t${context}`,
     unit: "us",
-    ratio: "x speed",
+    ratioUnit: "x speed",
     ...targets,
-    async run(kvarn, { effort, mostTokens }) {
+    async prepare(setting) {
+      const { kvarn, mostTokens } = setting;
       const tokens = Math.min(context, mostTokens);
-      const { cache, uncompressed, source } = await fillCaches(kvarn, preset, tokens, heads);
-      await cache.flush();
+      const cache = await fill(kvarn, preset, heads, tokens);
+      const exact = await openUncompressed({ ...heads, capacity: tokens });
+      for (const { k, v } of chunksOf(tokens, heads)) exact.append(k, v);
+      const source = new Source(6);
       const queries = Array.from({ length: 8 }, () => source.rows(queryHeads, headDim));
       const out = new Float32Array(queryHeads * headDim);
-      const timing = await compare(
-        { run: (call) => cache.attend(0, queries[call % queries.length], { out }) },
-        { run: (call) => void uncompressed.attend(queries[call % queries.length], out) },
-        effort,
-      );
-      cache.dispose();
-      return { value: 1e3 * timing.ours, baseline: 1e3 * timing.baseline, ratio: 1 / timing.relative };
+      const work: Work = {
+        ...{ ...heads, tokens, queries: 1, chunks: () => chunksOf(tokens, heads) },
+        ...{ q: queries[0], expected: exact.attend(queries[0]) },
+      };
+      const { entrants, close } = await enter(work, setting, beside ? setting.peers : []);
+      return {
+        entrants: [
+          ours(kvarn, { run: (call) => cache.attend(0, queries[call % queries.length], { out }) }, 1),
+          uncompressed({ run: (call) => void exact.attend(queries[call % queries.length], out) }, 1),
+          ...entrants,
+        ],
+        close: async () => {
+          cache.dispose();
+          await close();
+        },
+      };
     },
   };
 }
 
-/** Causal attention of a chunk of a prompt that has just been appended. */
-function prefillCase(preset: string, chunk: number, context: number, heads: Heads): Case {
+/** What a token of context costs one query token where there are many, and where there are fewer. */
+function depthCase(preset: string, context: number, less: number, heads: Heads): Case {
+  const { queryHeads, kvHeads, headDim } = heads;
+  return {
+    name: "depth",
+    case: `${preset} d${headDim} h${queryHeads}/${kvHeads} t${context}`,
+    unit: "ns/token of context",
+    ratioUnit: "x time",
+    async prepare({ kvarn, mostTokens }) {
+      const q = new Source(6).rows(queryHeads, headDim);
+      const out = new Float32Array(q.length);
+      const caches: KvarnCache[] = [];
+      const entrants: Entrant[] = [];
+      for (const length of [context, less]) {
+        const tokens = Math.min(length, mostTokens);
+        const cache = await fill(kvarn, preset, heads, tokens);
+        caches.push(cache);
+        entrants.push(ours(kvarn, { run: () => cache.attend(0, q, { out }) }, tokens));
+      }
+      const [deep, shallow] = entrants;
+      const label = `itself at t${less}`;
+      return {
+        entrants: [deep, { ...shallow, label, variant: `${shallow.variant} t${less}`, isBaseline: true }],
+        close: async () => caches.forEach((cache) => cache.dispose()),
+      };
+    },
+  };
+}
+
+/** Attention of many new tokens at once, as where a prompt comes in chunks. */
+function prefillCase(preset: string, queries: number, context: number, heads: Heads, targets: Targets): Case {
   const { queryHeads, kvHeads, headDim } = heads;
   return {
     name: "prefill",
-    case: `${preset} d${headDim} h${queryHeads}/${kvHeads} q${chunk} t${context}`,
-    unit: "ms",
-    ratio: "x speed",
-    async run(kvarn, { effort, mostTokens }) {
+    case: `${preset} d${headDim} h${queryHeads}/${kvHeads} q${queries} t${context}`,
+    unit: "us/token",
+    ratioUnit: "x time",
+    isLong: true,
+    ...targets,
+    async prepare(setting) {
+      const { kvarn, mostTokens } = setting;
       const tokens = Math.min(context, mostTokens);
-      const { cache, uncompressed, source } = await fillCaches(kvarn, preset, tokens, heads);
-      const queries = source.rows(Math.min(chunk, tokens) * queryHeads, headDim);
-      const out = new Float32Array(queries.length);
-      const timing = await compare(
-        { run: () => cache.attend(0, queries, { out }) },
-        { run: () => void uncompressed.prefill(queries, out) },
-        // Calls take a second.
-        { ...effort, leastSamples: Math.min(effort.leastSamples, 5) },
-      );
-      cache.dispose();
-      return { value: timing.ours, baseline: timing.baseline, ratio: 1 / timing.relative };
+      const news = Math.min(queries, tokens >> 1);
+      const cache = await fill(kvarn, preset, heads, tokens);
+      const exact = await openUncompressed({ ...heads, capacity: tokens });
+      for (const { k, v } of chunksOf(tokens, heads)) exact.append(k, v);
+      const q = new Source(6).rows(news * queryHeads, headDim);
+      const out = new Float32Array(q.length);
+      const work: Work = {
+        ...{ ...heads, tokens, queries: news, chunks: () => chunksOf(tokens, heads) },
+        ...{ q, expected: exact.prefill(q) },
+      };
+      const { entrants, close } = await enter(work, setting, setting.peers);
+      return {
+        entrants: [
+          ours(kvarn, { run: () => cache.attend(0, q, { out }) }, news),
+          uncompressed({ run: () => void exact.prefill(q, out) }, news),
+          ...entrants,
+        ],
+        close: async () => {
+          cache.dispose();
+          await close();
+        },
+      };
     },
   };
+}
+
+/** Opens the peers that can do this work. */
+async function enter(
+  work: Work,
+  { refuse }: Setting,
+  peers: readonly Peer[],
+): Promise<{ entrants: Entrant[]; close: () => Promise<void> }> {
+  const entrants: Entrant[] = [];
+  const opened: OpenPeer[] = [];
+  for (const peer of peers) {
+    try {
+      const contender = await peer.open(work);
+      opened.push(contender);
+      const label = `${peer.backend} ${peer.variant}`;
+      entrants.push({ ...peer, label, contender, perCall: work.queries > 1 ? work.queries : 1 });
+    } catch (error) {
+      refuse(peer, error);
+    }
+  }
+  return {
+    entrants,
+    close: async () => {
+      for (const peer of opened) await peer.close?.();
+    },
+  };
+}
+
+/** A cache of one layer with all the tokens of {@link chunksOf}. */
+async function fill(kvarn: Kvarn, preset: string, heads: Heads, tokens: number): Promise<KvarnCache> {
+  const cache = kvarn.createCache({ ...heads, preset, layers: 1, capacity: tokens });
+  for (const { k, v } of chunksOf(tokens, heads)) await cache.append(0, k, v);
+  await cache.flush();
+  return cache;
+}
+
+/** The same tokens at each call. */
+function* chunksOf(
+  tokens: number,
+  { kvHeads, headDim }: Heads,
+): Generator<{ k: Float32Array; v: Float32Array }> {
+  const source = new Source(2);
+  for (let at = 0; at < tokens; at += CHUNK) {
+    yield source.tokens(Math.min(CHUNK, tokens - at), kvHeads, headDim);
+  }
 }
 
 /** Tokens one by one, their encoding included: whole tiles, so that each token bears its share. */
@@ -188,8 +302,8 @@ function appendCase(preset: string, heads: Heads): Case {
     name: "append",
     case: `${preset} d${headDim} h${queryHeads}/${kvHeads}`,
     unit: "us/token",
-    ratio: "x speed",
-    async run(kvarn, { effort }) {
+    ratioUnit: "x speed",
+    async prepare({ kvarn }) {
       const { group } = parsePreset(preset);
       const start = 2 * group;
       const tokens = 2 * group;
@@ -199,29 +313,23 @@ function appendCase(preset: string, heads: Heads): Case {
       await cache.append(0, prompt.k, prompt.v);
       await cache.flush();
       const steps = Array.from({ length: tokens }, () => source.tokens(1, kvHeads, headDim));
-      const uncompressed = await openUncompressed({ ...heads, capacity: tokens });
-      const timing = await compare(
-        {
-          reset: () => cache.truncate(start),
-          run: async () => {
-            for (const { k, v } of steps) await cache.append(0, k, v);
-            await cache.flush();
-          },
+      const exact = await openUncompressed({ ...heads, capacity: tokens });
+      const append: Contender = {
+        reset: () => cache.truncate(start),
+        run: async () => {
+          for (const { k, v } of steps) await cache.append(0, k, v);
+          await cache.flush();
         },
-        {
-          reset: () => uncompressed.clear(),
-          run: () => {
-            for (const { k, v } of steps) uncompressed.append(k, v);
-          },
+      };
+      const store: Contender = {
+        reset: () => exact.clear(),
+        run: () => {
+          for (const { k, v } of steps) exact.append(k, v);
         },
-        effort,
-      );
-      cache.dispose();
-      const perToken = 1e3 / tokens;
+      };
       return {
-        value: perToken * timing.ours,
-        baseline: perToken * timing.baseline,
-        ratio: 1 / timing.relative,
+        entrants: [ours(kvarn, append, tokens), uncompressed(store, tokens)],
+        close: async () => cache.dispose(),
       };
     },
   };
@@ -234,19 +342,18 @@ function rotateCase(): Case {
     name: "rotate",
     case: `d${headDim}`,
     unit: "ns/row",
-    ratio: "passes",
-    async run(kvarn, { effort }) {
+    ratioUnit: "passes",
+    async prepare({ kvarn }) {
       const rows = 4_096;
       const x = new Source(4).rows(rows, headDim);
       const out = new Float32Array(x.length);
       const plain = await openPlainPass({ rows, columns: headDim, tiles: x, columnScale: SCALE });
-      const timing = await compare(
-        { run: () => kvarn.rotate(x, { headDim, out }) },
-        { run: () => plain.run(0) },
-        effort,
-      );
-      const perRow = 1e6 / rows;
-      return { value: perRow * timing.ours, baseline: perRow * timing.baseline, ratio: timing.relative };
+      return {
+        entrants: [
+          ours(kvarn, { run: () => kvarn.rotate(x, { headDim, out }) }, rows),
+          plainPass({ run: () => plain.run(0) }, rows),
+        ],
+      };
     },
   };
 }
@@ -257,39 +364,31 @@ function decodeCase(preset: string): Case {
   return {
     name: "decode",
     case: `${preset} d${headDim}`,
-    unit: "GB/s",
-    ratio: "passes",
-    async run(kvarn, { effort }) {
+    unit: "us/record",
+    ratioUnit: "passes",
+    async prepare({ kvarn }) {
       const { group } = parsePreset(preset);
       const kvHeads = 8;
       const tokens = 2 * group;
       const { k, v } = new Source(5).tokens(tokens, kvHeads, headDim);
       const records = await kvarn.encode(k, v, { preset, kvHeads, headDim });
       const out = { k: new Float32Array(k.length), v: new Float32Array(v.length) };
-      const both = new Float32Array(2 * k.length);
-      both.set(k);
-      both.set(v, k.length);
-      const plain = await openPlainPass({
-        rows: tokens * kvHeads,
-        columns: headDim,
-        tiles: both,
-        columnScale: SCALE,
-      });
-      const timing = await compare(
-        { run: () => kvarn.decode(records, { preset, kvHeads, headDim, out }) },
-        {
-          run: () => {
-            plain.run(0);
-            plain.run(1);
-          },
+      const tiles = new Float32Array(2 * k.length);
+      tiles.set(k);
+      tiles.set(v, k.length);
+      const rows = tokens * kvHeads;
+      const plain = await openPlainPass({ rows, columns: headDim, tiles, columnScale: SCALE });
+      const pass: Contender = {
+        run: () => {
+          plain.run(0);
+          plain.run(1);
         },
-        effort,
-      );
-      const megabytes = (k.byteLength + v.byteLength) / 1e6;
+      };
       return {
-        value: megabytes / timing.ours,
-        baseline: megabytes / timing.baseline,
-        ratio: timing.relative,
+        entrants: [
+          ours(kvarn, { run: () => kvarn.decode(records, { preset, kvHeads, headDim, out }) }, 2 * kvHeads),
+          plainPass(pass, 2 * kvHeads),
+        ],
       };
     },
   };

@@ -55,7 +55,7 @@ export class Source {
 }
 
 /** Unsigned 32-bit integers. */
-function xorshift32(seed: number): () => number {
+export function xorshift32(seed: number): () => number {
   let x = seed;
   return () => {
     x ^= x << 13;

@@ -1,11 +1,11 @@
-/** Times two ways of doing the same in turn, so that whatever else slows the machine down meets both alike. */
+/** Times several ways of doing the same in turn, so that whatever else slows the machine down meets all alike. */
 
 /** Something to time. */
 export interface Contender {
   /** One call; `call` counts them, for rotating inputs. */
   run(call: number): void | Promise<unknown>;
   /** Undoes what `run` changed, off the clock; calls are then timed one by one. */
-  reset?(): void;
+  reset?(): void | Promise<void>;
 }
 
 /** How long to take. */
@@ -20,28 +20,38 @@ export interface Effort {
   leastSamples: number;
 }
 
-/** Medians, in milliseconds of one call. */
-export interface Timing {
-  ours: number;
-  baseline: number;
-  /** Ours over the baseline, the median over pairs of neighbouring samples. */
-  relative: number;
+/** What all contenders took. */
+export class Race {
+  readonly #rounds: readonly (readonly number[])[];
+
+  /** @param rounds milliseconds of one call of each contender, one round after another */
+  constructor(rounds: readonly (readonly number[])[]) {
+    this.#rounds = rounds;
+  }
+
+  /** Milliseconds of one call: the median. */
+  ms(contender: number): number {
+    return median(this.#rounds.map((round) => round[contender]));
+  }
+
+  /** How many times as long one takes as another: the median over rounds. */
+  ratio(contender: number, other: number): number {
+    return median(this.#rounds.map((round) => round[contender] / round[other]));
+  }
 }
 
-/** Times ours and the baseline alternately. */
-export async function compare(ours: Contender, baseline: Contender, effort: Effort): Promise<Timing> {
-  const clocks = [new Clock(ours), new Clock(baseline)];
+/** Times contenders round by round. */
+export async function race(contenders: readonly Contender[], effort: Effort): Promise<Race> {
+  const clocks = contenders.map((contender) => new Clock(contender));
   for (const clock of clocks) await clock.warmUp(effort);
-  const pairs: [number, number][] = [];
+  const rounds: number[][] = [];
   const end = performance.now() + effort.totalMs;
-  while (pairs.length < effort.leastSamples || performance.now() < end) {
-    pairs.push([await clocks[0].sample(), await clocks[1].sample()]);
+  while (rounds.length < effort.leastSamples || performance.now() < end) {
+    const round: number[] = [];
+    for (const clock of clocks) round.push(await clock.sample());
+    rounds.push(round);
   }
-  return {
-    ours: median(pairs.map(([a]) => a)),
-    baseline: median(pairs.map(([, b]) => b)),
-    relative: median(pairs.map(([a, b]) => a / b)),
-  };
+  return new Race(rounds);
 }
 
 /** What a call takes at least, where the clock was too coarse to tell. */
@@ -56,12 +66,12 @@ class Clock {
     this.#contender = contender;
   }
 
-  async warmUp({ warmUpMs, sampleMs }: Effort): Promise<void> {
+  async warmUp({ warmUpMs, sampleMs, leastSamples }: Effort): Promise<void> {
     const times: number[] = [];
     const end = performance.now() + warmUpMs;
     do {
       times.push(await this.sample());
-    } while (performance.now() < end || times.length < 3);
+    } while (performance.now() < end || times.length < Math.min(3, leastSamples - 1));
     if (this.#contender.reset) return;
     const later = times.slice(times.length >> 1);
     // Not the median: to a clock of whole milliseconds, as Firefox has it, most short calls take none.
@@ -71,13 +81,13 @@ class Clock {
 
   /** Milliseconds of one call. */
   async sample(): Promise<number> {
-    this.#contender.reset?.();
+    await this.#contender.reset?.();
     const calls = this.#callsPerSample;
     const first = this.#calls;
     this.#calls += calls;
     const start = performance.now();
     for (let call = first; call < first + calls; call++) {
-      // Awaiting what is no promise would charge the synchronous baseline for a turn of the event loop.
+      // Awaiting what is no promise would charge a synchronous contender for a turn of the event loop.
       const pending = this.#contender.run(call);
       if (pending) await pending;
     }
@@ -85,7 +95,7 @@ class Clock {
   }
 }
 
-function median(values: readonly number[]): number {
+export function median(values: readonly number[]): number {
   const sorted = [...values].sort((a, b) => a - b);
   const middle = sorted.length >> 1;
   return sorted.length % 2 === 1 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2;

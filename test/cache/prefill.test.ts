@@ -4,7 +4,7 @@
  */
 import { expect, it } from "vitest";
 import type { CacheConfig, LayerConfig } from "../../src/index.js";
-import { relativeError } from "../support/golden.js";
+import { relativeError } from "../../src/conformance/compare.js";
 import {
   describeEngines,
   expectAgrees,
