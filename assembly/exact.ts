@@ -3,7 +3,7 @@
 import { loadHalf4, loadHalves, storeHalves } from "./half";
 import { storeTransposed } from "./lanes";
 import { TILE, TRANSPOSED } from "./memory";
-import { rotateRows } from "./rotate";
+import { rotateRow } from "./rotate";
 
 // Rotates `tokens` tokens of K or of V, `[tokens, kvHeads, headDim]` of f32 (or binary16 when `half`), and puts them
 // to `target`, one every `stride` bytes. Returns the first row that is not finite, or -1.
@@ -21,8 +21,7 @@ export function writeTokens(
   for (let token = 0; token < tokens; token++, target += stride) {
     for (let head = 0; head < kvHeads; head++, source += bytes) {
       if (half) loadHalvesOrNaN(source, row, headDim);
-      else memory.copy(row, source, bytes);
-      rotateRows(row, 1, headDim);
+      rotateRow(half ? row : source, row, headDim);
       if (!storeHalves(row, target + ((<usize>head * headDim) << 1), headDim)) return token * kvHeads + head;
     }
   }

@@ -1,5 +1,7 @@
 // Binary16 in vectors. Everything stored is finite, so infinities and NaN need no care on the way back to f32.
 
+import { held } from "./lanes";
+
 // Largest finite binary16.
 export const HALF_MAX: f32 = 65504;
 
@@ -14,34 +16,34 @@ export function loadHalf4(ptr: usize, offset: usize = 0): v128 {
   );
 }
 
-// The magnitudes of the nearest binary16 (ties to even) of four f32 below 65520, in 32-bit lanes.
-@inline
-function halfMagnitude(magnitude: v128): v128 {
-  const odd = v128.and(i32x4.shr_u(magnitude, 13), i32x4.splat(1));
-  const rounded = i32x4.add(i32x4.add(magnitude, i32x4.splat(0xfff - (112 << 23))), odd);
-  const normal = i32x4.shr_u(rounded, 13);
-  // Below 2^-14 the step is 2^-24, which is the last place of 0.5 + x.
-  const subnormal = i32x4.sub(f32x4.add(magnitude, f32x4.splat(0.5)), i32x4.splat(0x3f000000));
-  return v128.bitselect(subnormal, normal, i32x4.lt_s(magnitude, i32x4.splat(0x38800000)));
-}
-
-// Rounds `count` f32 (a multiple of 8) to binary16 at `target`; true when all of them are finite there.
+// Rounds `count` f32 (a multiple of 8) to the nearest binary16 (ties to even) at `target`; true when all of them are finite
+// there. Added to a power of two 13 places above its own, or above 2^-14 if that is more, a number is rounded to as many
+// places as binary16 has there, and counts them in its lowest bits.
 export function storeHalves(source: usize, target: usize, count: i32): bool {
-  const magnitudeMask = i32x4.splat(0x7fffffff);
-  const signMask = i32x4.splat(0x8000);
+  const magnitudeMask = held(0, i32x4.splat(0x7fffffff));
+  const exponentMask = held(1, i32x4.splat(0x7f800000));
+  const leastExponent = held(2, i32x4.splat((127 - 14) << 23));
+  const places = held(3, i32x4.splat(13 << 23));
+  // The first place of a normal number counts for its exponent, too.
+  const offset = held(4, i32x4.splat((13 << 23) + (113 << 10)));
+  const signMask = held(5, i16x8.splat(-0x8000));
   let most = i32x4.splat(0);
   for (const end = source + ((<usize>count) << 2); source < end; source += 32, target += 16) {
     const a = v128.load(source);
     const b = v128.load(source, 16);
     const aMagnitude = v128.and(a, magnitudeMask);
     const bMagnitude = v128.and(b, magnitudeMask);
-    const aHalf = halfMagnitude(aMagnitude);
-    const bHalf = halfMagnitude(bMagnitude);
     // As integers: infinity and NaN are the largest.
     most = i32x4.max_s(most, i32x4.max_s(aMagnitude, bMagnitude));
-    const aSigned = v128.or(aHalf, v128.and(i32x4.shr_u(a, 16), signMask));
-    const bSigned = v128.or(bHalf, v128.and(i32x4.shr_u(b, 16), signMask));
-    v128.store(target, i16x8.narrow_i32x4_u(aSigned, bSigned));
+    const aExponent = i32x4.max_s(v128.and(a, exponentMask), leastExponent);
+    const bExponent = i32x4.max_s(v128.and(b, exponentMask), leastExponent);
+    const aPlaces = f32x4.add(aMagnitude, i32x4.add(aExponent, places));
+    const bPlaces = f32x4.add(bMagnitude, i32x4.add(bExponent, places));
+    const aHalf = i32x4.add(i32x4.sub(aPlaces, offset), i32x4.sub(i32x4.shr_u(aExponent, 13), aExponent));
+    const bHalf = i32x4.add(i32x4.sub(bPlaces, offset), i32x4.sub(i32x4.shr_u(bExponent, 13), bExponent));
+    // What has the sign bit set becomes the least i16.
+    const signs = v128.and(i16x8.narrow_i32x4_s(a, b), signMask);
+    v128.store(target, v128.or(i16x8.narrow_i32x4_u(aHalf, bHalf), signs));
   }
   // 65520 and beyond round to infinity.
   return !v128.any_true(i32x4.ge_s(most, f32x4.splat(65520)));

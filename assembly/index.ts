@@ -2,7 +2,7 @@
 
 export { attendExact, attendRecord, attendRecordF32, finishQueries, prepareQueries } from "./attend";
 export { writeTokens } from "./exact";
-export { decodeKeys, decodeValues, encodeKeys, encodeValues } from "./record";
+export { decodeKeys, decodeValues, encodeKeys, encodeNewKeys, encodeNewValues, encodeValues } from "./record";
 export { rotateRows } from "./rotate";
 export { setMask } from "./softmax";
 export { normalize, pack, unpack, unpackCodes } from "./tiles";
@@ -14,7 +14,7 @@ export {
   END as heapStart,
   K_BYTES as bytes,
   TILE as tile,
-  TRANSPOSED as codes,
+  V_BYTES as codes,
 } from "./memory";
 
 // Whether this is the build with relaxed SIMD.

@@ -1,5 +1,14 @@
 // Small operations on f32 lanes that several kernels share.
 
+import { CONSTANTS } from "./memory";
+
+// A constant for a loop, one of up to 8. Made before the loop, V8 makes it again in every round; loaded, it stays.
+@inline
+export function held(number: usize, x: v128): v128 {
+  v128.store(CONSTANTS + (number << 4), x);
+  return v128.load(CONSTANTS + (number << 4));
+}
+
 // a * b + c: fused where relaxed SIMD offers it, else rounded twice.
 @inline
 export function madd(a: v128, b: v128, c: v128): v128 {
@@ -28,6 +37,18 @@ export function zipHigh(a: v128, b: v128): v128 {
   return v128.shuffle<i32>(a, b, 2, 6, 3, 7);
 }
 
+// Lanes 0 and 2 of a and b: a0 a2 b0 b2.
+@inline
+export function evens(a: v128, b: v128): v128 {
+  return v128.shuffle<i32>(a, b, 0, 2, 4, 6);
+}
+
+// Lanes 1 and 3 of a and b: a1 a3 b1 b3.
+@inline
+export function odds(a: v128, b: v128): v128 {
+  return v128.shuffle<i32>(a, b, 1, 3, 5, 7);
+}
+
 // The lower halves of a and b: a0 a1 b0 b1.
 @inline
 export function joinLow(a: v128, b: v128): v128 {
@@ -46,6 +67,22 @@ export function sums4(a: v128, b: v128, c: v128, d: v128): v128 {
   const ab = f32x4.add(zipLow(a, b), zipHigh(a, b));
   const cd = f32x4.add(zipLow(c, d), zipHigh(c, d));
   return f32x4.add(joinLow(ab, cd), joinHigh(ab, cd));
+}
+
+// The largest lanes of a, b, c and d, one in each lane.
+@inline
+export function largest4(a: v128, b: v128, c: v128, d: v128): v128 {
+  const ab = f32x4.pmax(zipLow(a, b), zipHigh(a, b));
+  const cd = f32x4.pmax(zipLow(c, d), zipHigh(c, d));
+  return f32x4.pmax(joinLow(ab, cd), joinHigh(ab, cd));
+}
+
+// The smallest lanes of a, b, c and d, one in each lane.
+@inline
+export function smallest4(a: v128, b: v128, c: v128, d: v128): v128 {
+  const ab = f32x4.pmin(zipLow(a, b), zipHigh(a, b));
+  const cd = f32x4.pmin(zipLow(c, d), zipHigh(c, d));
+  return f32x4.pmin(joinLow(ab, cd), joinHigh(ab, cd));
 }
 
 // The sum of the lanes.

@@ -14,6 +14,8 @@ const GAPS: usize = 64 * PANEL_GAP;
 export const TILE: usize = 1024;
 // Another, for its transpose.
 export const TRANSPOSED: usize = TILE + MAX_TILE * 4 + GAPS;
+// A tile in quads of rows, as encoding takes it.
+export const QUADS: usize = TRANSPOSED;
 // Codes as bytes, of K and of V, each with room to write 8 bytes past the last row.
 export const K_BYTES: usize = TRANSPOSED + MAX_TILE * 4 + GAPS;
 export const V_BYTES: usize = K_BYTES + MAX_TILE + 16;
@@ -21,20 +23,36 @@ export const V_BYTES: usize = K_BYTES + MAX_TILE + 16;
 // Vectors of f32, one value for each row or column of a tile.
 export const ROW_SCALE: usize = V_BYTES + MAX_TILE + 16;
 export const ROW_INVERSE: usize = ROW_SCALE + VECTOR;
-export const ROW_STD: usize = ROW_INVERSE + VECTOR;
-export const BEST_ROW_SCALE: usize = ROW_STD + VECTOR;
+export const ROW_SPREAD: usize = ROW_INVERSE + VECTOR;
+export const BEST_ROW_SCALE: usize = ROW_SPREAD + VECTOR;
 export const COLUMN_SCALE: usize = BEST_ROW_SCALE + VECTOR;
 export const COLUMN_INVERSE: usize = COLUMN_SCALE + VECTOR;
-export const COLUMN_STD: usize = COLUMN_INVERSE + VECTOR;
-export const BEST_COLUMN_SCALE: usize = COLUMN_STD + VECTOR;
+export const COLUMN_SPREAD: usize = COLUMN_INVERSE + VECTOR;
+export const BEST_COLUMN_SCALE: usize = COLUMN_SPREAD + VECTOR;
 // What a sweep subtracts from the few rows or columns that it is at.
 export const CENTRES: usize = BEST_COLUMN_SCALE + VECTOR;
+// Lanes are set where sums without centres lost digits, and where scales wanted a larger step than is allowed.
+export const DOUBTS: usize = CENTRES + 32;
+export const STEPPED: usize = DOUBTS + 16;
+// How far one step may take scales, and what sums over a row and over a column are multiplied by: two f32 each.
+export const STEP_LIMITS: usize = STEPPED + 16;
+export const ROW_SHARES: usize = STEP_LIMITS + 8;
+export const COLUMN_SHARES: usize = ROW_SHARES + 8;
+// Sums of columns and of their squares.
+export const COLUMN_SUM: usize = COLUMN_SHARES + 16;
+export const COLUMN_SQUARES: usize = COLUMN_SUM + VECTOR;
+// Of the four rows being rounded, the smallest values and the steps between codes.
+export const LOWS: usize = COLUMN_SQUARES + VECTOR;
+export const CODE_STEPS: usize = LOWS + 16;
 // The rounding pairs of the rows.
-export const CODE_SCALE: usize = CENTRES + 32;
+export const CODE_SCALE: usize = CODE_STEPS + 16;
 export const CODE_ZERO: usize = CODE_SCALE + VECTOR;
 
+// See `held`.
+export const CONSTANTS: usize = CODE_ZERO + VECTOR;
+
 // The scales of one record, as f32.
-export const K_SCALE: usize = CODE_ZERO + VECTOR;
+export const K_SCALE: usize = CONSTANTS + 8 * 16;
 export const K_ZERO: usize = K_SCALE + VECTOR;
 export const K_TOKEN: usize = K_ZERO + VECTOR;
 export const V_SCALE: usize = K_TOKEN + VECTOR;

@@ -1,23 +1,11 @@
 // Round to nearest and codes of 2 to 8 bits. Eight codes, one byte each in a 64-bit lane, close up to 8 * bits bits in
 // three steps, each joining neighbours: the same for every width.
 
-import { largest, nearest4, smallest } from "./lanes";
-import { COLUMN_INVERSE, CODE_SCALE, CODE_ZERO, K_BYTES, ROW_INVERSE } from "./memory";
+import { held, largest4, nearest4, smallest4 } from "./lanes";
+import { CODE_SCALE, CODE_ZERO, COLUMN_INVERSE, LOWS, QUADS, ROW_INVERSE, CODE_STEPS } from "./memory";
 
-// Adds `count` rows' codes to a stream at `target`, `bits` each, from one byte each at `source`; `count` is a multiple
-// of 16. Writes up to 8 bytes past the end.
-function close(source: usize, target: usize, count: i32, bits: i32): void {
-  for (const end = source + <usize>count; source < end; source += 16, target += 2 * bits) {
-    let x = v128.load(source);
-    x = v128.or(v128.and(x, i16x8.splat(0x00ff)), i16x8.shl(i16x8.shr_u(x, 8), bits));
-    x = v128.or(v128.and(x, i32x4.splat(0x0000ffff)), i32x4.shl(i32x4.shr_u(x, 16), 2 * bits));
-    x = v128.or(v128.and(x, i64x2.splat(0x00000000ffffffff)), i64x2.shl(i64x2.shr_u(x, 32), 4 * bits));
-    v128.store64_lane(target, x, 0);
-    v128.store64_lane(target + bits, x, 1);
-  }
-}
-
-// The reverse of `close`. Reads up to 8 bytes past the end.
+// Codes of one byte each from `count` packed ones. Eight, one byte each in a 64-bit lane, come apart from 8 * bits bits in three
+// steps. Reads up to 8 bytes past the end.
 function open(source: usize, target: usize, count: i32, bits: i32): void {
   const four = i64x2.splat(((<i64>1) << (4 * bits)) - 1);
   const two = i32x4.splat((1 << (2 * bits)) - 1);
@@ -33,48 +21,99 @@ function open(source: usize, target: usize, count: i32, bits: i32): void {
 
 // Divided, not multiplied by an inverse: where a value lies half-way between two codes, the last bit decides.
 @inline
-function codes4(x: v128, low: v128, step: v128): v128 {
-  return nearest4(f32x4.div(f32x4.sub(x, low), step));
+function codes4(x: v128, inverse: v128, low: v128, step: v128): v128 {
+  return nearest4(f32x4.div(f32x4.sub(f32x4.mul(x, inverse), low), step));
 }
 
-// Rounds each row of `tile`, `[rows, columns]` f32, times COLUMN_INVERSE and ROW_INVERSE, to `bits` per value at
-// `target`; CODE_SCALE and CODE_ZERO get the rows' pairs. Changes the tile. Writes up to 8 bytes past the end.
+// Rounds each row of the tile in QUADS, times COLUMN_INVERSE and ROW_INVERSE, to `bits` per value at `target`; CODE_SCALE
+// and CODE_ZERO get the rows' pairs. Writes up to 8 bytes past the end.
 //
 // The row's inverse scale cancels from the codes; it counts only where the code scale is at its floor.
-export function packRows(tile: usize, rows: i32, columns: i32, bits: i32, target: usize): void {
-  const rowBytes = (<usize>columns) << 2;
-  const levels = <f32>((1 << bits) - 1);
+export function packRows(rows: i32, columns: i32, bits: i32, target: usize): void {
+  const quadBytes = (<usize>columns) << 4;
   const packedBytes = (<usize>columns * bits) >> 3;
-  for (let i = 0; i < rows; i++, tile += rowBytes, target += packedBytes) {
-    let low4 = f32x4.mul(v128.load(tile), v128.load(COLUMN_INVERSE));
-    let high4 = low4;
-    for (let at: usize = 0; at < rowBytes; at += 16) {
-      const x = f32x4.mul(v128.load(tile + at), v128.load(COLUMN_INVERSE + at));
-      v128.store(tile + at, x);
-      low4 = f32x4.pmin(low4, x);
-      high4 = f32x4.pmax(high4, x);
+  let quad = QUADS;
+  for (let at: usize = 0; at < (<usize>rows) << 2; at += 16, quad += quadBytes) {
+    findSteps(quad, at, columns, <f32>((1 << bits) - 1));
+    for (let row: usize = 0; row < 4; row++, target += packedBytes) {
+      const at = row << 2;
+      packRow(quad + (at << 2), columns, load<f32>(LOWS + at), load<f32>(CODE_STEPS + at), bits, target);
     }
-    const low = smallest(low4);
-    const inverse = load<f32>(ROW_INVERSE + ((<usize>i) << 2));
-    const scale = max(((largest(high4) - low) * inverse) / levels, <f32>1e-10);
-    store<f32>(CODE_SCALE + ((<usize>i) << 2), scale);
-    store<f32>(CODE_ZERO + ((<usize>i) << 2), low * inverse);
+  }
+}
 
-    const step = f32x4.splat(scale / inverse);
-    const origin = f32x4.splat(low);
-    let bytes: usize = K_BYTES;
-    for (let at = tile, end = tile + rowBytes; at < end; at += 64, bytes += 16) {
-      const ab = i16x8.narrow_i32x4_u(
-        codes4(v128.load(at), origin, step),
-        codes4(v128.load(at, 16), origin, step),
+// The rounding pairs of the four rows of `quad`, number `at / 4` and on, and in LOWS and CODE_STEPS the same
+// without the rows' scales.
+function findSteps(quad: usize, at: usize, columns: i32, levels: f32): void {
+  let a = f32x4.splat(Infinity);
+  let b = a;
+  let c = a;
+  let d = a;
+  let aa = f32x4.splat(-Infinity);
+  let bb = aa;
+  let cc = aa;
+  let dd = aa;
+  for (
+    let i: usize = COLUMN_INVERSE, end: usize = i + ((<usize>columns) << 2);
+    i < end;
+    i += 16, quad += 64
+  ) {
+    const inverse = v128.load(i);
+    const w = f32x4.mul(v128.load(quad), inverse);
+    a = f32x4.pmin(a, w);
+    aa = f32x4.pmax(aa, w);
+    const x = f32x4.mul(v128.load(quad, 16), inverse);
+    b = f32x4.pmin(b, x);
+    bb = f32x4.pmax(bb, x);
+    const y = f32x4.mul(v128.load(quad, 32), inverse);
+    c = f32x4.pmin(c, y);
+    cc = f32x4.pmax(cc, y);
+    const z = f32x4.mul(v128.load(quad, 48), inverse);
+    d = f32x4.pmin(d, z);
+    dd = f32x4.pmax(dd, z);
+  }
+  const low = smallest4(a, b, c, d);
+  const range = f32x4.sub(largest4(aa, bb, cc, dd), low);
+  const inverse = v128.load(ROW_INVERSE + at);
+  const scale = f32x4.pmax(f32x4.splat(1e-10), f32x4.div(f32x4.mul(range, inverse), f32x4.splat(levels)));
+  v128.store(CODE_SCALE + at, scale);
+  v128.store(CODE_ZERO + at, f32x4.mul(low, inverse));
+  v128.store(LOWS, low);
+  v128.store(CODE_STEPS, f32x4.div(scale, inverse));
+}
+
+// Packs a row of a quad: `bits` per value at `target`. Writes up to 8 bytes past the end.
+function packRow(row: usize, columns: i32, low: f32, step: f32, bits: i32, target: usize): void {
+  const origin = f32x4.splat(low);
+  const divisor = f32x4.splat(step);
+  // Neighbours, then pairs of them, join by products with 1 and the place of the second.
+  const pairs = held(0, i32x4.splat(1 | (1 << (16 + bits))));
+  const fours = held(1, i32x4.splat(1 | (1 << (16 + 2 * bits))));
+  let inverse: usize = COLUMN_INVERSE;
+  for (const end = inverse + ((<usize>columns) << 2); inverse < end; inverse += 64, row += 256) {
+    const ab = i16x8.narrow_i32x4_u(
+      codes4(v128.load(row), v128.load(inverse), origin, divisor),
+      codes4(v128.load(row, 64), v128.load(inverse, 16), origin, divisor),
+    );
+    const cd = i16x8.narrow_i32x4_u(
+      codes4(v128.load(row, 128), v128.load(inverse, 32), origin, divisor),
+      codes4(v128.load(row, 192), v128.load(inverse, 48), origin, divisor),
+    );
+    if (bits == 8) {
+      v128.store(target, i8x16.narrow_i16x8_u(ab, cd));
+    } else {
+      const x = i32x4.dot_i16x8_s(
+        i16x8.narrow_i32x4_u(i32x4.dot_i16x8_s(ab, pairs), i32x4.dot_i16x8_s(cd, pairs)),
+        fours,
       );
-      const cd = i16x8.narrow_i32x4_u(
-        codes4(v128.load(at, 32), origin, step),
-        codes4(v128.load(at, 48), origin, step),
+      const eights = v128.or(
+        v128.and(x, i64x2.splat(0x00000000ffffffff)),
+        i64x2.shl(i64x2.shr_u(x, 32), 4 * bits),
       );
-      v128.store(bytes, i8x16.narrow_i16x8_u(ab, cd));
+      v128.store64_lane(target, eights, 0);
+      v128.store64_lane(target + bits, eights, 1);
     }
-    close(K_BYTES, target, columns, bits);
+    target += 2 * bits;
   }
 }
 

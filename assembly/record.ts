@@ -1,6 +1,5 @@
 // Records: one K tile and its V tile. Field offsets come from the caller: the record layout is TypeScript's alone.
 
-import { loadExactKeys, loadExactValues } from "./exact";
 import { HALF_MAX, loadHalves, storeHalves } from "./half";
 import { storeTransposed } from "./lanes";
 import {
@@ -17,10 +16,11 @@ import {
 } from "./memory";
 import { normalizeTile } from "./normalize";
 import { openRows, packRows, scaleRows } from "./pack";
+import { loadKeyQuads, loadValueQuads, rotateKeyQuads, rotateValueQuads } from "./quads";
 import { rotateRows } from "./rotate";
 import { invert, magnitude, multiply, scale } from "./vectors";
 
-// Normalizes and packs the tile in TILE: codes, then the scales with the rounding pair taken in, as binary16.
+// Normalizes and packs the tile in QUADS: codes, then the scales with the rounding pair taken in, as binary16.
 function encodeTile(
   rows: i32,
   columns: i32,
@@ -35,7 +35,7 @@ function encodeTile(
   invert(BEST_ROW_SCALE, ROW_INVERSE, rows);
   invert(BEST_COLUMN_SCALE, COLUMN_INVERSE, columns);
   // Packing writes past its last row; the scales that lie there come after.
-  packRows(TILE, rows, columns, bits, codes);
+  packRows(rows, columns, bits, codes);
   multiply(CODE_SCALE, BEST_ROW_SCALE, rows);
   multiply(CODE_ZERO, BEST_ROW_SCALE, rows);
   // Zero points of an even tile near 65504 exceed binary16 by up to a third: the columns can take a factor.
@@ -62,8 +62,26 @@ export function encodeKeys(
   zero: usize,
   token: usize,
 ): void {
-  loadExactKeys(source, stride, group, headDim);
+  loadKeyQuads(source, stride, group, headDim);
   encodeTile(headDim, group, bits, iterations, codes, scale, zero, token);
+}
+
+// The same from tokens of f32 as they come; false where one is not finite in binary16.
+export function encodeNewKeys(
+  source: usize,
+  stride: usize,
+  headDim: i32,
+  group: i32,
+  bits: i32,
+  iterations: i32,
+  codes: usize,
+  scale: usize,
+  zero: usize,
+  token: usize,
+): bool {
+  if (!rotateKeyQuads(source, stride, group, headDim)) return false;
+  encodeTile(headDim, group, bits, iterations, codes, scale, zero, token);
+  return true;
 }
 
 // Encodes the V tile of one head.
@@ -79,8 +97,26 @@ export function encodeValues(
   token: usize,
   zero: usize,
 ): void {
-  loadExactValues(source, stride, group, headDim, TILE);
+  loadValueQuads(source, stride, group, headDim);
   encodeTile(group, headDim, bits, iterations, codes, token, zero, scale);
+}
+
+// The same from tokens of f32 as they come.
+export function encodeNewValues(
+  source: usize,
+  stride: usize,
+  headDim: i32,
+  group: i32,
+  bits: i32,
+  iterations: i32,
+  codes: usize,
+  scale: usize,
+  token: usize,
+  zero: usize,
+): bool {
+  if (!rotateValueQuads(source, stride, group, headDim)) return false;
+  encodeTile(group, headDim, bits, iterations, codes, token, zero, scale);
+  return true;
 }
 
 // The K tile of a record, still rotated, channel-major f32 `[headDim, group]` in TILE.

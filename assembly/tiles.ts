@@ -1,5 +1,5 @@
 // The single kernels on one tile, for callers that want a step of the method alone. Input and output lie in the working
-// memory: the tile in TILE, packed codes in TRANSPOSED, codes of one byte each in K_BYTES.
+// memory: the tile in TILE, packed codes in V_BYTES, codes of one byte each in K_BYTES.
 
 import {
   BEST_COLUMN_SCALE,
@@ -10,14 +10,16 @@ import {
   K_BYTES,
   ROW_INVERSE,
   TILE,
-  TRANSPOSED,
+  V_BYTES,
 } from "./memory";
 import { normalizeTile } from "./normalize";
 import { openRows, packRows, scaleRows } from "./pack";
+import { loadQuads } from "./quads";
 import { fill, invert, multiply, scale } from "./vectors";
 
 // Balances the tile; its scales are in BEST_ROW_SCALE and BEST_COLUMN_SCALE then.
 export function normalize(rows: i32, columns: i32, iterations: i32): void {
+  loadQuads(TILE, rows, columns);
   normalizeTile(rows, columns, iterations);
   invert(BEST_ROW_SCALE, ROW_INVERSE, rows);
   invert(BEST_COLUMN_SCALE, COLUMN_INVERSE, columns);
@@ -32,16 +34,17 @@ export function normalize(rows: i32, columns: i32, iterations: i32): void {
 export function pack(rows: i32, columns: i32, bits: i32): void {
   fill(ROW_INVERSE, rows, 1);
   fill(COLUMN_INVERSE, columns, 1);
-  packRows(TILE, rows, columns, bits, TRANSPOSED);
+  loadQuads(TILE, rows, columns);
+  packRows(rows, columns, bits, V_BYTES);
 }
 
 // Packed codes to codes of one byte each.
 export function unpackCodes(rows: i32, columns: i32, bits: i32): void {
-  openRows(TRANSPOSED, rows, columns, bits, K_BYTES);
+  openRows(V_BYTES, rows, columns, bits, K_BYTES);
 }
 
 // Packed codes and the pairs in CODE_SCALE and CODE_ZERO to values.
 export function unpack(rows: i32, columns: i32, bits: i32): void {
-  openRows(TRANSPOSED, rows, columns, bits, K_BYTES);
+  openRows(V_BYTES, rows, columns, bits, K_BYTES);
   scaleRows(K_BYTES, rows, columns, CODE_SCALE, CODE_ZERO, TILE);
 }

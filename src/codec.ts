@@ -76,18 +76,26 @@ export async function encode(
 
   const store = backend.createStore({ kvHeads, headDim: layout.headDim, layout, iterations }, () => false);
   const { group } = layout;
+  const put = (tile: number, record: Uint8Array): void => {
+    const target = records.subarray(tile * kvHeads * stride, (tile + 1) * kvHeads * stride);
+    spreadRecords(record, target, layout, kvHeads, stride);
+  };
   store.check?.(kData, vData);
   await inBatches(backend, store, tiles, group, async (exact, blocks, first) => {
+    const pairs = exact.map((block, i) => ({ exact: block, record: blocks[i] }));
+    if (store.encodeTokens) {
+      pairs.forEach((pair, i) =>
+        put(first + i, store.encodeTokens!(pair, kData, vData, (first + i) * group)),
+      );
+      return;
+    }
     const targets = exact.map((block, i) => {
       return { block, at: 0, from: (first + i) * group, tokens: group };
     });
     store.write(targets, kData, vData);
-    store.encode(exact.map((block, i) => ({ exact: block, record: blocks[i] })));
+    store.encode(pairs);
     const read = await Promise.all(blocks.map((block) => store.readRecord(block)));
-    read.forEach((record, i) => {
-      const target = records.subarray((first + i) * kvHeads * stride, (first + i + 1) * kvHeads * stride);
-      spreadRecords(record, target, layout, kvHeads, stride);
-    });
+    read.forEach((record, i) => put(first + i, record));
   });
   if (records !== out) out.set(records);
   return out;

@@ -34,6 +34,8 @@ export interface Kernels {
   ): number;
   encodeKeys(source: number, stride: number, ...tile: number[]): void;
   encodeValues(source: number, stride: number, ...tile: number[]): void;
+  encodeNewKeys(source: number, stride: number, ...tile: number[]): number;
+  encodeNewValues(source: number, stride: number, ...tile: number[]): number;
   decodeKeys(headDim: number, group: number, bits: number, ...fields: number[]): void;
   decodeValues(headDim: number, group: number, bits: number, ...fields: number[]): void;
   prepareQueries(

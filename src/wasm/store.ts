@@ -113,6 +113,44 @@ export class WasmStore implements Store {
     }
   }
 
+  encodeTokens({ exact, record }: TilePair, k: TensorData, v: TensorData, from: number): Uint8Array {
+    const float = k instanceof Float32Array && v instanceof Float32Array;
+    if (!float || !this.#encodeNew(exact, record, k, v, from)) {
+      // This throws where they are not finite.
+      this.write([{ block: exact, at: 0, from, tokens: this.#shape.layout.group }], k, v);
+      this.#encode(exact, record);
+    }
+    return this.#record(record);
+  }
+
+  /** Without exact tokens on the way; false where some are not finite. */
+  #encodeNew(room: Block, record: Block, k: Float32Array, v: Float32Array, from: number): boolean {
+    const { kvHeads, headDim, layout, iterations } = this.#shape;
+    const { group, keyBits, valueBits } = layout;
+    const perToken = kvHeads * headDim;
+    const start = from * perToken;
+    const end = start + group * perToken;
+    const source = address(room);
+    const stride = perToken * 4;
+    this.#put(k.subarray(start, end), source);
+    for (let head = 0; head < kvHeads; head++) {
+      const { kCodes, kScale, kZero, kToken } = this.#headRecord(record, head);
+      const keys = source + head * headDim * 4;
+      const fields = [kCodes, kScale, kZero, kToken];
+      if (!this.#kernels.encodeNewKeys(keys, stride, headDim, group, keyBits, iterations, ...fields))
+        return false;
+    }
+    this.#put(v.subarray(start, end), source);
+    for (let head = 0; head < kvHeads; head++) {
+      const { vCodes, vScale, vToken, vZero } = this.#headRecord(record, head);
+      const values = source + head * headDim * 4;
+      const fields = [vCodes, vScale, vToken, vZero];
+      if (!this.#kernels.encodeNewValues(values, stride, headDim, group, valueBits, iterations, ...fields))
+        return false;
+    }
+    return true;
+  }
+
   async readExact(block: Block, tokens: number): Promise<Uint16Array> {
     const start = address(block);
     return new Uint16Array(this.#bytes().slice(start, start + tokens * this.#tokenBytes).buffer);
@@ -123,8 +161,7 @@ export class WasmStore implements Store {
   }
 
   async readRecord(block: Block): Promise<Uint8Array> {
-    const start = address(block);
-    return this.#bytes().slice(start, start + this.#shape.kvHeads * this.#shape.layout.bytes);
+    return this.#record(block).slice();
   }
 
   writeRecord(block: Block, records: Uint8Array): void {
@@ -302,6 +339,11 @@ export class WasmStore implements Store {
     const buffer = this.#kernels.memory.buffer;
     if (data instanceof Float32Array) new Float32Array(buffer, target, data.length).set(data);
     else new Uint16Array(buffer, target, data.length).set(data);
+  }
+
+  #record(block: Block): Uint8Array {
+    const start = address(block);
+    return this.#bytes().subarray(start, start + this.#shape.kvHeads * this.#shape.layout.bytes);
   }
 
   #bytes(): Uint8Array {

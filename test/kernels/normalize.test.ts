@@ -156,6 +156,65 @@ describe.each(engines)("normalize on the %s backend", (_, kvarn) => {
     }
   });
 
+  it.each([1, 1.6, 1.7, 1.8, 7, 7.7, 8, 8.3, 9, 12])(
+    "is as exact with rows, columns or both off by %f deviations, about where centres are needed",
+    async (offset) => {
+      const off = (u: number) => (u < 0.5 ? -offset : offset);
+      const recipes = [
+        { rowOffset: off },
+        { columnOffset: off },
+        { rowOffset: off, rowFactor: (u: number) => 4 ** u, columnFactor: (u: number) => 2 ** u },
+        { rowOffset: () => offset, columnOffset: off },
+      ];
+      for (const [seed, recipe] of recipes.entries()) {
+        for (const [rows, columns] of [
+          [128, 128],
+          [64, 256],
+          [512, 64],
+        ]) {
+          // prettier-ignore
+          const tile = makeTile({ rowFactor: () => 3, ...recipe }, rows, columns, seed);
+          const result = await kvarn.normalize(tile, { rows, columns });
+          const distances = [...iterates(tile, rows, columns, 8)].map(({ rowScale, columnScale }) =>
+            Math.max(distance(result.rowScale, rowScale), distance(result.columnScale, columnScale)),
+          );
+          expect(Math.min(...distances), `recipe ${seed}, ${rows} x ${columns}`).toBeLessThan(3e-6);
+        }
+      }
+    },
+  );
+
+  it("goes on while rows take steps, though columns have come to rest", async () => {
+    // Columns without spread are at their least scale from the start; rows can take a factor of 1000 at a time.
+    const tile = Float32Array.from({ length: 256 }, (_, i) => (i % 2 === 0 ? 1e6 : -1e6));
+    for (const [iterations, scale] of [
+      [1, 1e3],
+      [2, Math.exp(10)],
+      [3, Math.exp(10)],
+    ]) {
+      // prettier-ignore
+      const { rowScale, columnScale } = await kvarn.normalize(tile, { ...square, iterations });
+      expect(relativeError(rowScale, new Float32Array(16).fill(scale))).toBeLessThan(1e-6);
+      expect(relativeError(columnScale, new Float32Array(16).fill(Math.exp(-0.3)))).toBeLessThan(1e-6);
+    }
+  });
+
+  it("gives the same however many iterations follow one that changed nothing", async () => {
+    const [rows, columns] = [64, 48];
+    // The f64 reference goes on; on wasm scales soon are the same f32 again.
+    const recipes = [
+      regularTiles.noise,
+      regularTiles["hot rows across hot columns"],
+      ...["zeros", "all equal", "noise below the least scale"].map((name) => degenerateTiles[name]),
+    ];
+    for (const [seed, recipe] of recipes.entries()) {
+      const tile = makeTile(recipe, rows, columns, seed);
+      const all = [...iterates(tile, rows, columns, 64)].map((scales) => imbalance(tile, scales));
+      const result = await kvarn.normalize(tile, { rows, columns, iterations: 64 });
+      expect(imbalance(tile, result), `recipe ${seed}`).toBeLessThan(Math.min(...all) * (1 + 1e-5) + 1e-5);
+    }
+  });
+
   it("is never less even with more iterations", async () => {
     for (const name of ["hot rows across hot columns", "heavy tails", "mostly near zero"]) {
       const tile = makeTile(regularTiles[name], 64, 48, 3);

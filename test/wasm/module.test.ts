@@ -29,6 +29,8 @@ const EXPORTS = {
   writeTokens: "function",
   encodeKeys: "function",
   encodeValues: "function",
+  encodeNewKeys: "function",
+  encodeNewValues: "function",
   decodeKeys: "function",
   decodeValues: "function",
   prepareQueries: "function",
@@ -135,7 +137,7 @@ describe("the strict build", () => {
     const tile = 512 * 128;
     const places = {
       tile: tile * 4,
-      codes: tile * 4,
+      codes: tile + 8,
       bytes: tile + 8,
       rowScale: 512 * 4,
       columnScale: 512 * 4,
