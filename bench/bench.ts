@@ -31,7 +31,7 @@ const QUICK: Scale = {
 
 const help = `Usage: npm run bench -- [options]
 
-Times the public calls on one thread, in turn with what they are compared with: one plain SIMD pass over
+Times the public calls, by default on one thread, in turn with what they are compared with: one plain SIMD pass over
 the same f32 data (scale, sum, sum of squares), or attention over an uncompressed f32 cache, both as fast
 as we could make them. Medians; ratios are medians over pairs of neighbouring samples.
 
@@ -42,6 +42,7 @@ Options:
   --case SUBSTRING   only cases whose name and description contain it, such as 'attend' or 't32768'
   --backend NAME     auto (default), webgpu, wasm or reference
   --variant NAME     strict, relaxed, strict-f32 or relaxed-f32 of wasm; default: what auto takes
+  --threads N        of wasm; default 1, as the baseline has
   --json             a list of { name, backend, variant, case, value, unit, baseline, ratio }, nothing else
   --check            exit with 1 when a gate is missed
   --quick            one sample over short contexts: shows that it runs, measures nothing
@@ -53,6 +54,7 @@ const OPTIONS = {
   case: { type: "string", default: "" },
   backend: { type: "string", default: "auto" },
   variant: { type: "string" },
+  threads: { type: "string", default: "1" },
   json: { type: "boolean", default: false },
   check: { type: "boolean", default: false },
   quick: { type: "boolean", default: false },
@@ -94,6 +96,7 @@ export async function runBench(args: string[], { stdout, stderr }: Streams): Pro
   const kvarn = await openKvarn({
     backend: values.backend as OpenOptions["backend"],
     variant: values.variant,
+    threads: Number(values.threads),
   });
   const scale = values.quick ? QUICK : FULL;
   const done: { one: Case; figures: Figures }[] = [];
