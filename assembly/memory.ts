@@ -1,6 +1,12 @@
 // Working memory of the kernels, fixed: one tile at a time is worked on. What lies from END on is the caller's. There is
 // no static data (a test looks), so all addresses can be plain constants.
 
+// In the builds with threads instances share one memory, and each is told where its own working memory begins: there
+// addresses are globals, which costs kernels about a fortieth.
+@external("env", "base")
+declare const base: usize;
+const BASE: usize = ASC_FEATURE_THREADS ? base : 1024;
+
 // A tile has up to 512 x 128 elements, in either orientation.
 const MAX_TILE: usize = 512 * 128;
 // Bytes of a vector with one f32 for each row or column of a tile.
@@ -11,7 +17,7 @@ export const PANEL_GAP: usize = 64;
 const GAPS: usize = 64 * PANEL_GAP;
 
 // One f32 tile, of K or of V.
-export const TILE: usize = 1024;
+export const TILE: usize = BASE;
 // Another, for its transpose.
 export const TRANSPOSED: usize = TILE + MAX_TILE * 4 + GAPS;
 // A tile in quads of rows, as encoding takes it.

@@ -15,6 +15,7 @@ import {
   COLUMN_SUM,
   DOUBTS,
   QUADS,
+  VECTOR,
   ROW_INVERSE,
   ROW_SCALE,
   ROW_SHARES,
@@ -151,7 +152,8 @@ function sweepColumns(quad: usize, at: usize, columns: i32): void {
     const sum = f32x4.add(f32x4.add(w, x), f32x4.add(y, z));
     const squares = f32x4.add(madd(w, w, f32x4.mul(x, x)), madd(y, y, f32x4.mul(z, z)));
     v128.store(i, f32x4.add(v128.load(i), sum));
-    v128.store(i, f32x4.add(v128.load(i, COLUMN_SQUARES - COLUMN_SUM), squares), COLUMN_SQUARES - COLUMN_SUM);
+    // COLUMN_SQUARES lie there.
+    v128.store(i, f32x4.add(v128.load(i, VECTOR), squares), VECTOR);
   }
 }
 

@@ -6,8 +6,8 @@ import { runCases, type RunOptions } from "./run.js";
 
 const help = `Usage: npm run bench -- [options]
 
-Times the public calls on one thread, in turn with what they are compared with: one plain SIMD pass over
-the same f32 data (scale, sum, sum of squares), attention over an uncompressed f32 cache, both as fast
+Times the public calls, by default on one thread, in turn with what they are compared with: one plain SIMD
+pass over the same f32 data (scale, sum, sum of squares), attention over an uncompressed f32 cache, both as fast
 as we could make them, and peers: ONNX Runtime's GroupQueryAttention, llama.cpp. \`npm run peers\` installs
 those. Medians; ratios are medians over rounds, against the fastest baseline of the round's run.
 
@@ -20,6 +20,7 @@ Options:
   --backend NAME     auto (default), webgpu, wasm or reference
   --variant NAME     strict, relaxed, strict-f32 or relaxed-f32 of wasm; default: what auto takes
   --browser NAME     in a page of chromium or firefox, headless, instead of here
+  --threads N        of wasm; default 1, as the baseline has
   --json             a list of { name, backend, variant, case, value, unit, baseline, ratio }, nothing else
   --check            exit with 1 when a gate is missed
   --quick            one sample over short contexts: shows that it runs, measures nothing
@@ -32,6 +33,7 @@ const OPTIONS = {
   backend: { type: "string", default: "auto" },
   variant: { type: "string" },
   browser: { type: "string" },
+  threads: { type: "string", default: "1" },
   json: { type: "boolean", default: false },
   check: { type: "boolean", default: false },
   quick: { type: "boolean", default: false },
@@ -51,7 +53,8 @@ export async function runBench(args: string[], { stdout, stderr }: Streams): Pro
     stdout.write(help);
     return 0;
   }
-  const { browser, json, check, ...options } = values;
+  const { browser, json, check, threads, ...rest } = values;
+  const options = { ...rest, threads: Number(threads) };
   const progress = (title: string) => {
     if (stderr.isTTY) stderr.write(`\r\x1b[K${title}`);
   };

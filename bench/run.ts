@@ -16,6 +16,8 @@ export interface RunOptions {
   case: string;
   backend: string;
   variant?: string;
+  /** Of wasm. */
+  threads: number;
   /** One sample over short contexts. */
   quick: boolean;
 }
@@ -34,8 +36,8 @@ export async function runCases(options: RunOptions, progress: (title: string) =>
   const isWanted = (one: { name: string; case: string }) => titleOf(one).includes(options.case);
   if (options.backend === "webgpu") return runGpuCases(options, isWanted, progress);
   const chosen = cases.filter(isWanted);
-  const { backend, variant } = options;
-  const kvarn = await openKvarn({ backend: backend as OpenOptions["backend"], variant });
+  const { backend, variant, threads } = options;
+  const kvarn = await openKvarn({ backend: backend as OpenOptions["backend"], variant, threads });
   const refusals = new Refusals();
   const lines: Line[] = [];
   const peers = [...(await onnxruntimePeers()), ...(await llamaPeers())];

@@ -6,6 +6,10 @@ import { dirname } from "node:path";
 
 const outputs = {
   "src/wasm/inlined.ts": { strictWasm: "build/kvarn.wasm", relaxedWasm: "build/kvarn-relaxed.wasm" },
+  "src/wasm/threads-inlined.ts": {
+    strictWasm: "build/kvarn-threads.wasm",
+    relaxedWasm: "build/kvarn-relaxed-threads.wasm",
+  },
   "src/cli/baseline-inlined.ts": { baselineWasm: "build/baseline.wasm" },
 };
 const ifMissing = process.argv.includes("--if-missing");

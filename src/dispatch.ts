@@ -1,6 +1,6 @@
 /** Opens an engine: which backend runs here, and why. */
 import type { BackendKind } from "./backend.js";
-import { describe, KvarnError } from "./errors.js";
+import { checkInteger, describe, KvarnError } from "./errors.js";
 import { Kvarn } from "./kvarn.js";
 import { openWasmBackend, type WasmSource } from "./wasm/index.js";
 import { type AdapterInfo, openWebGpuBackend } from "./webgpu/index.js";
@@ -24,6 +24,12 @@ export interface OpenOptions {
   allowSoftwareAdapter?: boolean;
   /** The WASM module, where the inlined one may not be compiled (Cloudflare Workers): `kvarn/kvarn.wasm`. */
   wasm?: WasmSource;
+  /**
+   * How many threads WASM attends and encodes on, the caller's included: 1 (default) to 64. More than one need workers
+   * and SharedArrayBuffer, which pages have only when they are cross-origin isolated. `"auto"` that takes WebGPU starts
+   * none.
+   */
+  threads?: number;
 }
 
 /** What an engine runs on. */
@@ -37,6 +43,9 @@ export interface BackendInfo {
   /** The GPU adapter, where one is used. */
   adapter?: AdapterInfo;
 }
+
+/** More than any machine that this was measured on has cores. */
+const MOST_THREADS = 64;
 
 const CHOICES = ["auto", "webgpu", "wasm", "reference"] as const;
 
@@ -54,7 +63,8 @@ export async function openKvarn(options: OpenOptions = {}): Promise<Kvarn> {
   if (typeof options !== "object" || options === null) {
     throw new KvarnError("invalid-argument", `options must be an object, got ${describe(options)}`);
   }
-  const { backend = "auto", variant, device } = options;
+  const { backend = "auto", variant, device, threads = 1 } = options;
+  checkInteger("threads", threads, 1, MOST_THREADS);
   if (!CHOICES.includes(backend)) {
     throw new KvarnError(
       "invalid-argument",
@@ -70,6 +80,12 @@ export async function openKvarn(options: OpenOptions = {}): Promise<Kvarn> {
     if (typeof (device as Partial<GPUDevice>)?.createBuffer !== "function")
       throw new KvarnError("invalid-argument", `device must be a GPUDevice, got ${describe(device)}`);
   }
+  if (threads > 1 && (device !== undefined || (backend !== "auto" && backend !== "wasm"))) {
+    throw new KvarnError(
+      "invalid-argument",
+      `threads are for the wasm backend, got ${threads} for ${describe(device === undefined ? backend : "webgpu")}`,
+    );
+  }
   if (backend === "reference") return openReference(variant);
   if (backend === "webgpu" || device !== undefined) {
     const { engine, reason, adapter } = await openWebGpuBackend(options);
@@ -80,7 +96,8 @@ export async function openKvarn(options: OpenOptions = {}): Promise<Kvarn> {
 
 /** Auto falls back for want of a backend, not for a mistake in the call. */
 async function openFastest(options: OpenOptions): Promise<Kvarn> {
-  const { variant } = options;
+  const { variant, threads = 1 } = options;
+  const asksForThreads = threads > 1;
   if (variant !== undefined) return openWasm(options, "");
   let whyNot: string;
   try {
@@ -96,13 +113,14 @@ async function openFastest(options: OpenOptions): Promise<Kvarn> {
   try {
     return await openWasm(options, `; ${whyNot}`);
   } catch (error) {
-    if (!(error instanceof KvarnError && error.code === "backend-unavailable")) throw error;
+    const mayGoOn = error instanceof KvarnError && error.code === "backend-unavailable" && !asksForThreads;
+    if (!mayGoOn) throw error;
     return new Kvarn(referenceBackend(), `plain TypeScript, slow: ${error.message}; ${whyNot}`);
   }
 }
 
-async function openWasm({ variant, wasm }: OpenOptions, whyNot: string): Promise<Kvarn> {
-  const { engine, reason } = await openWasmBackend({ variant, wasm });
+async function openWasm({ variant, wasm, threads }: OpenOptions, whyNot: string): Promise<Kvarn> {
+  const { engine, reason } = await openWasmBackend({ variant, wasm, threads });
   return new Kvarn(engine, reason + whyNot);
 }
 

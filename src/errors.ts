@@ -24,6 +24,8 @@ export type KvarnErrorCode =
   | "out-of-memory"
   /** A backend or variant that was asked for cannot run here. */
   | "backend-unavailable"
+  /** A thread of the engine has ended or failed: its caches can still be saved, and moved to another engine. */
+  | "thread-lost"
   /** The GPU device is gone, and with it all that its caches held. */
   | "device-lost"
   /** The GPU device refuses what it was told. */

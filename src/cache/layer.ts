@@ -112,8 +112,9 @@ export class CacheLayer {
       const records = this.#allocateRecords(made);
       const targets = this.#allocateTail(tokens, made);
       this.store.write(targets, k, v);
+      this.#encode(records);
       return () => {
-        this.#encode(records);
+        this.#putRecords(records);
         targets.forEach(({ block, from }) =>
           this.#put(Math.floor((this.#length + from) / this.#group), block),
         );
@@ -126,7 +127,8 @@ export class CacheLayer {
   flush(): void {
     this.#transact((made) => {
       const records = this.#allocateRecords(made);
-      return () => this.#encode(records);
+      this.#encode(records);
+      return () => this.#putRecords(records);
     });
   }
 
@@ -366,14 +368,23 @@ export class CacheLayer {
     return records;
   }
 
-  /** Encodes the oldest exact tiles into `records`, and lets go what no later query sees. */
+  /** Where the tail is to begin: behind every tile that is due. */
+  get #due(): number {
+    return Math.max(this.#firstTail, encodedTiles(this.#length, this.#exactWindow, this.#group));
+  }
+
+  /** Encodes the oldest exact tiles into `records`, which nothing refers to yet. */
   #encode(records: readonly Block[]): void {
-    const due = Math.max(this.#firstTail, encodedTiles(this.#length, this.#exactWindow, this.#group));
     // Tiles that the window has passed already are not worth their encoding: `records` are those of the last ones.
-    const first = due - records.length;
+    const first = this.#due - records.length;
     const pairs: TilePair[] = records.map((record, i) => ({ exact: this.#tiles[first + i]!, record }));
     if (pairs.length > 0) this.store.encode(pairs);
-    records.forEach((record, i) => this.#put(first + i, record));
+  }
+
+  /** Puts `records` in place of the tiles that they were made of, and lets go what no later query sees. */
+  #putRecords(records: readonly Block[]): void {
+    const due = this.#due;
+    records.forEach((record, i) => this.#put(due - records.length + i, record));
     this.#firstTail = due;
     this.#letGo();
   }

@@ -1,8 +1,10 @@
 /** The WASM backend: one module instance, its memory, and the kernels on it. */
 import type { Backend, BackendKind, Normalized, Packed, Store, StoreShape, TileShape } from "../backend.js";
+import { KvarnError } from "../errors.js";
 import { Heap } from "./heap.js";
 import { type Kernels, loadKernels, type WasmSource, type WasmVariant } from "./module.js";
 import { TILE_ELEMENTS, WasmStore } from "./store.js";
+import { inTurn, type Tasks } from "./tasks.js";
 import { Workspace } from "./workspace.js";
 
 export type { WasmSource } from "./module.js";
@@ -14,24 +16,37 @@ export type { WasmSource } from "./module.js";
 export async function openWasmBackend(options: {
   variant?: string;
   wasm?: WasmSource;
+  threads?: number;
 }): Promise<{ engine: Backend; reason: string }> {
+  const { threads = 1 } = options;
+  if (threads > 1) {
+    if (options.wasm !== undefined)
+      throw new KvarnError("invalid-argument", "wasm is a module without threads: leave it out");
+    const { openThreads } = await import("./threads.js");
+    const { kernels, variant, reason, heap, tasks } = await openThreads(options.variant, threads);
+    return { engine: new WasmBackend(kernels, variant, heap, tasks), reason };
+  }
   const { kernels, variant, reason } = await loadKernels(options.variant, options.wasm);
-  return { engine: new WasmBackend(kernels, variant), reason };
+  const heap = new Heap(kernels.memory, kernels.heapStart.value as number);
+  return { engine: new WasmBackend(kernels, variant, heap, inTurn(kernels)), reason };
 }
 
 class WasmBackend implements Backend {
   readonly kind: BackendKind = "wasm";
   readonly variant: WasmVariant;
-  readonly tilesAtOnce = 1;
+  readonly tilesAtOnce: number;
   #kernels: Kernels | undefined;
   readonly #heap: Heap;
+  readonly #tasks: Tasks;
   readonly #workspace: Workspace;
 
-  constructor(kernels: Kernels, variant: WasmVariant) {
+  constructor(kernels: Kernels, variant: WasmVariant, heap: Heap, tasks: Tasks) {
     this.variant = variant;
+    this.tilesAtOnce = tasks.tilesAtOnce;
     this.#kernels = kernels;
-    this.#heap = new Heap(kernels.memory, kernels.heapStart.value as number);
-    this.#workspace = new Workspace(this.#heap);
+    this.#heap = heap;
+    this.#tasks = tasks;
+    this.#workspace = new Workspace(heap);
   }
 
   async rotate(x: Float32Array, headDim: number, out: Float32Array): Promise<void> {
@@ -104,10 +119,12 @@ class WasmBackend implements Backend {
 
   createStore(shape: StoreShape): Store {
     const f32 = this.variant.endsWith("-f32");
-    return new WasmStore(this.#kernels!, this.#heap, this.#workspace, shape, f32);
+    return new WasmStore(this.#kernels!, this.#tasks, this.#heap, this.#workspace, shape, f32);
   }
 
-  checkAlive(): void {}
+  checkAlive(): void {
+    this.#tasks.checkAlive();
+  }
 
   run<T>(work: () => T): { result: T } {
     return { result: work() };
@@ -124,6 +141,7 @@ class WasmBackend implements Backend {
   dispose(): void {
     // The instance and its memory go with their last reference.
     this.#kernels = undefined;
+    this.#tasks.dispose();
   }
 
   /** Runs `work` for every tile with a view of the kernels' tile memory. */

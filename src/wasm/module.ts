@@ -69,6 +69,7 @@ export interface Kernels {
 /** The builds and arithmetics: `-f32` attends to records in f32 instead of 16-bit integer dots. */
 export const VARIANTS = ["strict", "strict-f32", "relaxed", "relaxed-f32"] as const;
 export type WasmVariant = (typeof VARIANTS)[number];
+export type Build = "strict" | "relaxed";
 
 /** Compiled once, however many engines are opened; compiling costs more than all else. */
 const compiled = new Map<string, Promise<WebAssembly.Module>>();
@@ -78,29 +79,45 @@ const compiled = new Map<string, Promise<WebAssembly.Module>>();
  * @throws {KvarnError} `backend-unavailable`, `invalid-argument`
  */
 export async function loadKernels(
-  variant: string | undefined,
+  wanted: string | undefined,
   source: WasmSource | undefined,
 ): Promise<{ kernels: Kernels; variant: WasmVariant; reason: string }> {
-  if (variant !== undefined && !(VARIANTS as readonly string[]).includes(variant)) {
-    throw new KvarnError(
-      "backend-unavailable",
-      `the wasm backend has the variants ${VARIANTS.map((name) => `"${name}"`).join(", ")}, not ${describe(variant)}`,
+  if (source !== undefined) return loadGiven(source, checkVariant(wanted));
+  const { variant, build, reason } = chooseVariant(wanted);
+  const kernels = await instantiate(
+    await compileInlined(build, build === "relaxed" ? relaxedWasm : strictWasm),
+  );
+  return { kernels, variant, reason };
+}
+
+/**
+ * The variant asked for, or the best one here, and its build.
+ * @throws {KvarnError} `backend-unavailable`
+ */
+export function chooseVariant(wanted: string | undefined): {
+  variant: WasmVariant;
+  build: Build;
+  reason: string;
+} {
+  const variant = checkVariant(wanted) ?? (paysRelaxed() && canRunRelaxed() ? "relaxed" : "strict");
+  const build = variant.startsWith("relaxed") ? "relaxed" : "strict";
+  if (build === "relaxed" && !canRunRelaxed()) throw unavailable("this runtime has no relaxed SIMD");
+  return { variant, build, reason: wanted ? "asked for by name" : describeChoice(build) };
+}
+
+function checkVariant(wanted: string | undefined): WasmVariant | undefined {
+  if (wanted !== undefined && !(VARIANTS as readonly string[]).includes(wanted)) {
+    throw unavailable(
+      `the wasm backend has the variants ${VARIANTS.map((name) => `"${name}"`).join(", ")}, not ${describe(wanted)}`,
     );
   }
   if (typeof WebAssembly === "undefined") throw unavailable("this runtime has no WebAssembly");
   if (!canRunSimd()) throw unavailable("this runtime's WebAssembly has no SIMD (simd128)");
-  const wanted = variant as WasmVariant | undefined;
-  if (source !== undefined) return loadGiven(source, wanted);
-
-  const choice = wanted ?? (paysRelaxed() && canRunRelaxed() ? "relaxed" : "strict");
-  const relaxed = choice.startsWith("relaxed");
-  if (relaxed && !canRunRelaxed()) throw unavailable("this runtime has no relaxed SIMD");
-  const kernels = await instantiate(await compileInlined(relaxed ? "relaxed" : "strict"));
-  return { kernels, variant: choice, reason: wanted ? "asked for by name" : describeChoice(relaxed) };
+  return wanted as WasmVariant | undefined;
 }
 
-function describeChoice(relaxed: boolean): string {
-  if (relaxed) return "SIMD with relaxed instructions, the faster build on this engine";
+function describeChoice(build: Build): string {
+  if (build === "relaxed") return "SIMD with relaxed instructions, the faster build on this engine";
   return canRunRelaxed()
     ? "SIMD; this engine has relaxed instructions too, but they were not measured to pay on it"
     : "SIMD; this engine has no relaxed instructions";
@@ -144,18 +161,19 @@ async function readBytes(source: unknown): Promise<BufferSource> {
   );
 }
 
-async function compileInlined(build: "strict" | "relaxed"): Promise<WebAssembly.Module> {
-  let module = compiled.get(build);
+/** @param base64 the build of this name */
+export async function compileInlined(name: string, base64: string): Promise<WebAssembly.Module> {
+  let module = compiled.get(name);
   if (!module) {
-    module = compileBase64(build === "relaxed" ? relaxedWasm : strictWasm);
-    compiled.set(build, module);
+    module = compileBase64(base64);
+    compiled.set(name, module);
   }
   try {
     return await module;
   } catch (cause) {
-    compiled.delete(build);
+    compiled.delete(name);
     throw unavailable(
-      `the ${build} module cannot be compiled here (${String(cause)}); a content security policy must have ` +
+      `the ${name} module cannot be compiled here (${String(cause)}); a content security policy must have ` +
         "'wasm-unsafe-eval' in script-src, and where modules come with the program alone (Cloudflare Workers), pass " +
         "kvarn/kvarn.wasm as `wasm`",
       cause,
@@ -168,10 +186,13 @@ async function compileBase64(text: string): Promise<WebAssembly.Module> {
   return WebAssembly.compile(Uint8Array.from(atob(text), (character) => character.charCodeAt(0)));
 }
 
-async function instantiate(module: WebAssembly.Module): Promise<Kernels> {
+export async function instantiate(
+  module: WebAssembly.Module,
+  imports?: WebAssembly.Imports,
+): Promise<Kernels> {
   let kernels: Partial<Kernels>;
   try {
-    kernels = (await WebAssembly.instantiate(module)).exports;
+    kernels = (await WebAssembly.instantiate(module, imports)).exports;
   } catch (cause) {
     throw unavailable(`the module cannot be instantiated here: ${String(cause)}`, cause);
   }
@@ -181,6 +202,6 @@ async function instantiate(module: WebAssembly.Module): Promise<Kernels> {
   return kernels as Kernels;
 }
 
-function unavailable(message: string, cause?: unknown): KvarnError {
+export function unavailable(message: string, cause?: unknown): KvarnError {
   return new KvarnError("backend-unavailable", message, { cause });
 }

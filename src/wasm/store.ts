@@ -4,6 +4,7 @@ import { halfBytesPerToken } from "../bytes.js";
 import { nonFiniteError, type TensorData } from "../tensor.js";
 import type { Heap, Range } from "./heap.js";
 import type { Kernels } from "./module.js";
+import type { Tasks } from "./tasks.js";
 import type { Workspace } from "./workspace.js";
 
 /** Elements of the kernels' tile memory, which also takes tokens in. */
@@ -33,6 +34,7 @@ export class WasmStore implements Store {
   readonly slackBytes = 0;
   readonly doubt = undefined;
   readonly #kernels: Kernels;
+  readonly #tasks: Tasks;
   readonly #heap: Heap;
   readonly #workspace: Workspace;
   readonly #shape: StoreShape;
@@ -40,8 +42,16 @@ export class WasmStore implements Store {
   /** Bytes of one exact token. */
   readonly #tokenBytes: number;
 
-  constructor(kernels: Kernels, heap: Heap, workspace: Workspace, shape: StoreShape, f32: boolean) {
+  constructor(
+    kernels: Kernels,
+    tasks: Tasks,
+    heap: Heap,
+    workspace: Workspace,
+    shape: StoreShape,
+    f32: boolean,
+  ) {
     this.#kernels = kernels;
+    this.#tasks = tasks;
     this.#heap = heap;
     this.#workspace = workspace;
     this.#shape = shape;
@@ -68,6 +78,7 @@ export class WasmStore implements Store {
       this.#writeTokens("k", k, from, tokens, target);
       this.#writeTokens("v", v, from, tokens, target + this.#tokenBytes / 2);
     }
+    this.#tasks.finish();
   }
 
   copy(source: Block, target: Block, tokens: number): void {
@@ -77,16 +88,19 @@ export class WasmStore implements Store {
 
   encode(tiles: readonly TilePair[]): void {
     for (const { exact, record } of tiles) this.#encode(exact, record);
+    this.#tasks.finish();
   }
 
   #encode(exact: Block, record: Block): void {
     const { kvHeads, headDim, layout, iterations } = this.#shape;
     const { group, keyBits, valueBits } = layout;
+    const cost = headDim * group * (0.5 + iterations / 4);
     for (let head = 0; head < kvHeads; head++) {
       const { keys, values } = this.#headTokens(exact, head);
       const { kCodes, kScale, kZero, kToken, vCodes, vScale, vToken, vZero } = this.#headRecord(record, head);
       const stride = this.#tokenBytes;
-      this.#kernels.encodeKeys(
+      this.#tasks.begin(cost);
+      this.#tasks.kernels.encodeKeys(
         keys,
         stride,
         headDim,
@@ -98,7 +112,8 @@ export class WasmStore implements Store {
         kZero,
         kToken,
       );
-      this.#kernels.encodeValues(
+      this.#tasks.begin(cost);
+      this.#tasks.kernels.encodeValues(
         values,
         stride,
         headDim,
@@ -118,7 +133,7 @@ export class WasmStore implements Store {
     if (!float || !this.#encodeNew(exact, record, k, v, from)) {
       // This throws where they are not finite.
       this.write([{ block: exact, at: 0, from, tokens: this.#shape.layout.group }], k, v);
-      this.#encode(exact, record);
+      this.encode([{ exact, record }]);
     }
     return this.#record(record);
   }
@@ -215,11 +230,13 @@ export class WasmStore implements Store {
     const rows = tokens * queryHeads;
     const perToken = queryHeads * headDim;
     const length = tokens * perToken;
-    const input = this.#workspace.take(3 * length * 4 + rows * 8 + queryHeads * 4);
+    const segments = [...request.records, ...request.exact];
+    const { headsPerTask, parts } = this.#tasks.cut(kvHeads, segments.length);
+    const input = this.#workspace.take((2 + parts) * length * 4 + parts * rows * 8 + queryHeads * 4);
     const queries = input + length * 4;
     const sums = queries + length * 4;
-    const states = sums + length * 4;
-    const sinks = states + rows * 8;
+    const states = sums + parts * length * 4;
+    const sinks = states + parts * rows * 8;
 
     // What lies on a GPU never comes here.
     const q = (request.q as TensorData).subarray(first * perToken, first * perToken + length);
@@ -238,16 +255,30 @@ export class WasmStore implements Store {
       states,
     );
     const window = Math.min(slidingWindow, NO_WINDOW);
-    kernels.setMask(queryHeads / kvHeads, request.position + first, window, softCap);
-    // Tile by tile, and head by head within: as records lie, so that they stream in.
     const rowsOfHead = rows / kvHeads;
-    for (const segment of [...request.records, ...request.exact]) {
-      for (let head = 0; head < kvHeads; head++) {
-        const offset = head * rowsOfHead;
-        const row = offset * headDim * 4;
-        this.#attendSegment(segment, head, rowsOfHead, queries + row, sums + row, states + offset * 8);
+    for (let part = 0; part < parts; part++) {
+      const from = Math.floor((part * segments.length) / parts);
+      const to = Math.floor(((part + 1) * segments.length) / parts);
+      for (let firstHead = 0; firstHead < kvHeads; firstHead += headsPerTask) {
+        const heads = Math.min(headsPerTask, kvHeads - firstHead);
+        this.#tasks.begin(((to - from) * heads * rowsOfHead * headDim * this.#shape.layout.group) / 16);
+        this.#tasks.kernels.setMask(queryHeads / kvHeads, request.position + first, window, softCap);
+        if (part > 0) {
+          const row = part * rows + firstHead * rowsOfHead;
+          this.#tasks.clearRows(heads * rowsOfHead, headDim, sums + row * headDim * 4, states + row * 8);
+        }
+        // Tile by tile, and head by head within: as records lie, so that they stream in.
+        for (const segment of segments.slice(from, to)) {
+          for (let head = firstHead; head < firstHead + heads; head++) {
+            const query = queries + head * rowsOfHead * headDim * 4;
+            const row = part * rows + head * rowsOfHead;
+            this.#attendSegment(segment, head, rowsOfHead, query, sums + row * headDim * 4, states + row * 8);
+          }
+        }
       }
     }
+    this.#tasks.finish();
+    this.#tasks.combineParts(parts, rows, headDim, sums, states);
     if (sinkLogits) this.#put(sinkLogits, sinks);
     kernels.finishQueries(tokens, queryHeads, kvHeads, headDim, sinkLogits ? sinks : 0, sums, states, input);
     (request.out as Float32Array).set(
@@ -268,11 +299,22 @@ export class WasmStore implements Store {
     if (block.kind === "exact") {
       const { keys, values } = this.#headTokens(block, head);
       const stride = this.#tokenBytes;
-      this.#kernels.attendExact(headDim, tokens, keys, values, stride, start, rows, queries, sums, states);
+      this.#tasks.kernels.attendExact(
+        headDim,
+        tokens,
+        keys,
+        values,
+        stride,
+        start,
+        rows,
+        queries,
+        sums,
+        states,
+      );
       return;
     }
     const at = address(block) + head * layout.bytes;
-    this.#kernels[this.#attendRecord](
+    this.#tasks.kernels[this.#attendRecord](
       headDim,
       layout.group,
       layout.keyBits,
@@ -298,15 +340,17 @@ export class WasmStore implements Store {
     const { kvHeads, headDim } = this.#shape;
     const perToken = kvHeads * headDim;
     const step = Math.floor(TILE_ELEMENTS / perToken);
-    const staging = this.#kernels.tile.value as number;
     const half = data instanceof Uint16Array;
     for (let token = 0; token < tokens; token += step) {
       const count = Math.min(step, tokens - token);
       const start = (from + token) * perToken;
+      const staging = this.#tasks.stage();
       this.#put(data.subarray(start, start + count * perToken), staging);
+      const onBad = (row: number): never => {
+        throw nonFiniteError(name, data, (from + token) * kvHeads + row, kvHeads, headDim);
+      };
       const place = target + token * this.#tokenBytes;
-      const bad = this.#kernels.writeTokens(staging, half, count, kvHeads, headDim, place, this.#tokenBytes);
-      if (bad >= 0) throw nonFiniteError(name, data, (from + token) * kvHeads + bad, kvHeads, headDim);
+      this.#tasks.writeTokens(onBad, staging, half, count, kvHeads, headDim, place, this.#tokenBytes);
     }
   }
 

@@ -7,9 +7,9 @@ import { rollup } from "rollup";
 import * as vite from "vite";
 import { afterAll, describe, expect, it } from "vitest";
 import webpack from "webpack";
-import { browsers, listenTo, serveFolder } from "../support/browsers.js";
+import { browsers, ISOLATING, listenTo, serveFolder } from "../support/browsers.js";
 import { installPackage } from "./install.js";
-import { type CheckOptions, enginesOf, expectReport, type Report } from "./report.js";
+import { type CheckOptions, enginesOf, expectReport, expectThreads, type Report } from "./report.js";
 
 const { root, remove } = installPackage(["check.js", "page.js", "index.html"]);
 const [, openChromium] = browsers.find(([name]) => name === "chromium") ?? [];
@@ -81,13 +81,13 @@ const bundlers: Record<string, (out: string) => Promise<unknown[]>> = {
 };
 
 /** Opens `folder/index.html` and returns what the page found; it has to say nothing. */
-async function runPage(folder: string): Promise<Report> {
-  const server = await serveFolder(folder);
+async function runPage(folder: string, options = OPTIONS, headers = {}): Promise<Report> {
+  const server = await serveFolder(folder, headers);
   const page = await browser!.newPage();
   const noise = listenTo(page);
   try {
     await page.goto(server.url);
-    const report = (await page.evaluate(`check(${JSON.stringify(OPTIONS)})`)) as Report;
+    const report = (await page.evaluate(`check(${JSON.stringify(options)})`)) as Report;
     expect(noise).toEqual([]);
     return report;
   } finally {
@@ -109,12 +109,14 @@ describe.skipIf(!browser)("a page in Chromium", () => {
     mkdirSync(out);
     copyFileSync(join(root, "index.html"), join(out, "index.html"));
     expect(await bundlers[name](out)).toEqual([]);
-    expectPage(await runPage(out));
+    const report = await runPage(out, OPTIONS, ISOLATING);
+    expectPage(report);
+    expectThreads(report);
   });
 
   it.each([
     ["script-src 'self'", "reference", /'wasm-unsafe-eval' in script-src/],
-    ["script-src 'self' 'wasm-unsafe-eval'", "wasm", /^SIMD/],
+    ["script-src 'self' 'wasm-unsafe-eval'; worker-src blob:", "wasm", /^SIMD/],
   ])("under the policy %s", async (policy, kind, reason) => {
     const out = join(root, kind);
     mkdirSync(out);
@@ -122,8 +124,9 @@ describe.skipIf(!browser)("a page in Chromium", () => {
     const meta = `<meta http-equiv="Content-Security-Policy" content="${policy}" />`;
     writeFileSync(join(out, "index.html"), html.replace("<script", `${meta}$&`));
     await bundlers.esbuild(out);
-    const report = await runPage(out);
+    const report = await runPage(out, { ...OPTIONS, threads: policy.includes("worker-src") }, ISOLATING);
     expectReport(report, OPTIONS);
+    if (policy.includes("worker-src")) expectThreads(report);
     expect(report.auto.kind).toBe(kind);
     expect(report.auto.reason).toMatch(reason);
   });
@@ -137,6 +140,11 @@ describe.skipIf(!browser)("a page in Chromium", () => {
     const html = readFileSync(join(root, "index.html"), "utf8");
     const map = `<script type="importmap">${JSON.stringify({ imports })}</script>`;
     writeFileSync(join(root, "index.html"), html.replace("<script", `${map}$&`));
-    expectPage(await runPage(root));
+    const report = await runPage(root);
+    expectPage(report);
+    // The page is not isolated.
+    expect(report.threads).toEqual({
+      absent: expect.stringMatching(/^threads need SharedArrayBuffer, .* cross-origin isolated/) as string,
+    });
   });
 });

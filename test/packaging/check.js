@@ -12,12 +12,13 @@ const SHAPE = { preset: "k4v2_g64", queryHeads: 4, kvHeads: 2, headDim: 64, laye
 const TOKENS = 150;
 
 /**
- * @param options `wasm`: what to compile, where the inlined bytes may not be; `gpu`: false to leave the GPU out;
- * `subjects`: by kind of backend, those of the suite to run, where it is not to run as a whole
+ * @param options `wasm`: what to compile, where the inlined bytes may not be; `gpu`: false to leave the GPU out; `threads`:
+ * false to start none; `subjects`: by kind of backend, those of the suite to run, where it is not to run as a whole
  * @returns `auto`: what `openKvarn` takes by itself; `engines`: what each engine that runs here did; `absent`: why the
- * others do not run; `mistakes`: the codes of errors in opening one; `runtime`: what it says of itself
+ * others do not run; `mistakes`: the codes of errors in opening one; `threads`: what two of them did, or why there are none; `runtime`: what it
+ * says of itself
  */
-export async function check({ wasm, gpu = true, subjects = {} } = {}) {
+export async function check({ wasm, gpu = true, threads = true, subjects = {} } = {}) {
   const auto = await openKvarn({ wasm });
   auto.dispose();
   const engines = [];
@@ -49,6 +50,7 @@ export async function check({ wasm, gpu = true, subjects = {} } = {}) {
     engines,
     absent,
     mistakes,
+    threads: threads ? await checkThreads() : { absent: "not asked for" },
     bytes: bytesFor(SHAPE, TOKENS).totalBytes,
   };
 }
@@ -91,6 +93,37 @@ async function checkEngine(kvarn, subjects) {
   kvarn.dispose();
   const afterwards = await codesOf([() => cache.attend(0, q), () => kvarn.rotate(q, SHAPE)]);
   return { ...kvarn.backend, conformance, rotation, held, length, mistakes, afterwards };
+}
+
+/** Whether two threads make the same of tokens as one does. They are left to end with the program. */
+async function checkThreads() {
+  let two;
+  try {
+    two = await openKvarn({ backend: "wasm", threads: 2 });
+  } catch (error) {
+    if (codeOf(error) !== "backend-unavailable") throw error;
+    return { absent: error.message };
+  }
+  const one = await openKvarn({ backend: "wasm" });
+  const draw = generator();
+  const random = (length) => Float32Array.from({ length }, draw);
+  const tokens = 1000;
+  const [k, v] = [0, 1].map(() => random(tokens * SHAPE.kvHeads * SHAPE.headDim));
+  const q = random(SHAPE.queryHeads * SHAPE.headDim);
+  const results = [];
+  for (const kvarn of [one, two]) {
+    const cache = kvarn.createCache(SHAPE);
+    await cache.append(0, k, v);
+    await cache.flush();
+    results.push({ bytes: await cache.serialize(), out: await cache.attend(0, q) });
+  }
+  one.dispose();
+  const [expected, actual] = results;
+  return {
+    reason: two.backend.reason,
+    sameBytes: actual.bytes.every((byte, i) => byte === expected.bytes[i]),
+    difference: difference(actual.out, expected.out),
+  };
 }
 
 /** The codes of the errors that calls throw, at once or later. */

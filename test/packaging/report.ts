@@ -25,6 +25,7 @@ interface EngineReport extends BackendInfo {
 /** What `check.js` takes, as far as it is JSON. */
 export interface CheckOptions {
   gpu?: boolean;
+  threads?: boolean;
   subjects?: Partial<Record<BackendKind, readonly Subject[]>>;
 }
 
@@ -34,6 +35,7 @@ export interface Report {
   engines: EngineReport[];
   absent: { backend: string; variant?: string; reason: string }[];
   mistakes: string[];
+  threads: { absent: string } | { reason: string; sameBytes: boolean; difference: number };
   /** What `bytesFor` foretells. */
   bytes: number;
 }
@@ -70,6 +72,15 @@ export function nameOf({ kind, variant }: { kind: string; variant: string }): st
 /** Names of the engines that ran. */
 export function enginesOf({ engines }: Report): string[] {
   return engines.map((engine) => nameOf(engine));
+}
+
+/** Two threads run, and make what one makes. */
+export function expectThreads({ threads }: Report): void {
+  expect(threads).toEqual({
+    reason: expect.stringMatching(/; 2 threads$/) as string,
+    sameBytes: true,
+    difference: expect.closeTo(0, 5) as number,
+  });
 }
 
 /** Whatever runs conforms, and errors are the same everywhere. */

@@ -13,12 +13,20 @@ import { format } from "prettier";
 import type { Browser } from "puppeteer-core";
 import { afterAll, describe, expect, it } from "vitest";
 import { openKvarn } from "../../src/index.js";
-import { browsers, listenTo, serveFolder } from "../support/browsers.js";
+import { browsers, ISOLATING, listenTo, serveFolder } from "../support/browsers.js";
 import { installPackage } from "./install.js";
 import type { DoctorReport } from "../../src/cli/doctor.js";
 import type { Report as FixtureReport } from "../../src/cli/report.js";
 import type { Subject } from "../../src/conformance/index.js";
-import { type CheckOptions, countChecks, enginesOf, expectReport, nameOf, type Report } from "./report.js";
+import {
+  type CheckOptions,
+  countChecks,
+  enginesOf,
+  expectReport,
+  expectThreads,
+  nameOf,
+  type Report,
+} from "./report.js";
 
 /** Where the runtimes from npm are installed, and where the table goes. */
 const { KVARN_RUNTIMES = "build/runtimes", KVARN_RUNTIMES_TABLE = "docs/runtimes.md" } = process.env;
@@ -42,6 +50,8 @@ interface Runtime {
   gpu: boolean;
   /** Whether it has relaxed SIMD. */
   relaxed: boolean;
+  /** Whether it has shared memory and workers. */
+  threads: boolean;
 }
 
 /**
@@ -82,7 +92,7 @@ await esbuild.build({
 });
 copyFileSync(fixture, join(root, "bundles/fixture.safetensors"));
 writeFileSync(join(root, "bundles/index.html"), '<!doctype html><link rel="icon" href="data:," />');
-const server = await serveFolder(join(root, "bundles"));
+const server = await serveFolder(join(root, "bundles"), ISOLATING);
 const opened = new Map<string, Promise<Browser>>();
 
 afterAll(async () => {
@@ -118,7 +128,7 @@ function program(executable: string, run: string[] = [], runFreely = run): Runti
 function node(major: number): Runtime {
   const isThis = process.versions.node.startsWith(`${major}.`);
   const run = program(isThis ? process.execPath : join(installed, `node${major}/bin/node`));
-  return { name: `Node ${major}`, run, gpu: true, relaxed: major > 20 };
+  return { name: `Node ${major}`, run, gpu: true, relaxed: major > 20, threads: true };
 }
 
 /** Runs one of `contexts.js` in a page of its own. */
@@ -147,8 +157,9 @@ const runtimes: Runtime[] = [
     run: program(join(installed, ".bin/deno"), ["run", "--no-prompt"], ["run", "--allow-all"]),
     gpu: true,
     relaxed: true,
+    threads: true,
   },
-  { name: "Bun", run: program(join(installed, ".bin/bun")), gpu: true, relaxed: true },
+  { name: "Bun", run: program(join(installed, ".bin/bun")), gpu: true, relaxed: true, threads: true },
   {
     name: "workerd",
     run: existsSync(workerd)
@@ -156,6 +167,7 @@ const runtimes: Runtime[] = [
       : undefined,
     gpu: false,
     relaxed: false,
+    threads: false,
   },
   ...["chromium", "firefox"].flatMap((browser) => {
     const [, open] = browsers.find(([name]) => name === browser) ?? [];
@@ -166,6 +178,7 @@ const runtimes: Runtime[] = [
         // Firefox has no WebGPU in service workers.
         gpu: browser !== "firefox" || context !== "service worker",
         relaxed: true,
+        threads: context === "page" || context === "worker",
       };
     });
   }),
@@ -200,7 +213,7 @@ const reports = new Map<Runtime, Found | undefined>();
 
 describe("the package as a user installs it", () => {
   for (const runtime of runtimes) {
-    const { name, run, gpu, relaxed } = runtime;
+    const { name, run, gpu, relaxed, threads } = runtime;
     const brief = process.env.KVARN_BRIEF && !name.endsWith(", page");
     if (!run && !process.env.KVARN_REQUIRE) console.warn(`${name} is absent, it is left out`);
     it.skipIf(!run && !process.env.KVARN_REQUIRE).concurrent(name, async () => {
@@ -213,6 +226,7 @@ describe("the package as a user installs it", () => {
       expect(found).toEqual(expect.arrayContaining(["wasm strict", "wasm strict-f32", "reference f64"]));
       if (relaxed) expect(found).toContain("wasm relaxed");
       if (gpu && process.env.KVARN_REQUIRE) expect(found).toContain("webgpu f32");
+      if (threads) expectThreads(report);
       expect(report.outputError).toBeCloseTo(OUTPUT_ERROR, 4);
       reports.set(runtime, report);
     });

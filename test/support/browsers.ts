@@ -8,7 +8,7 @@ import {
   openFirefox,
 } from "./open-browser.js";
 
-export { openChromium, type Server, serveFolder } from "./open-browser.js";
+export { ISOLATING, openChromium, type Server, serveFolder } from "./open-browser.js";
 
 const OPEN: Record<BrowserName, (options?: BrowserOptions) => Promise<Browser>> = {
   chromium: openChromium,

@@ -88,14 +88,20 @@ export interface Server {
   close(): Promise<void>;
 }
 
+/** With these a page is cross-origin isolated, and has shared memory. */
+export const ISOLATING = {
+  "Cross-Origin-Opener-Policy": "same-origin",
+  "Cross-Origin-Embedder-Policy": "require-corp",
+};
+
 /** Serves the files of a folder on a free port. */
-export async function serveFolder(folder: string): Promise<Server> {
+export async function serveFolder(folder: string, headers: Record<string, string> = {}): Promise<Server> {
   const server = await preview({
     configFile: false,
     appType: "mpa",
     logLevel: "error",
     build: { outDir: folder },
-    preview: { host: "127.0.0.1", port: 0 },
+    preview: { host: "127.0.0.1", port: 0, headers },
   });
   return { url: server.resolvedUrls!.local[0], close: () => server.close() };
 }

@@ -1,13 +1,14 @@
-/** What the compiled kernels are: without imports or data, and with the exports that TypeScript expects. */
+/** What the compiled kernels are: without data, and with the imports and exports that TypeScript expects. */
 import { describe, expect, it } from "vitest";
 import { relaxedWasm, strictWasm } from "../../src/wasm/inlined.js";
 import type { Kernels } from "../../src/wasm/module.js";
 import { canRunRelaxed } from "../../src/wasm/probe.js";
+import * as threads from "../../src/wasm/threads-inlined.js";
 
-const builds = [strictWasm, relaxedWasm].map((base64) =>
+const builds = [strictWasm, relaxedWasm, threads.strictWasm, threads.relaxedWasm].map((base64) =>
   Uint8Array.from(atob(base64), (character) => character.charCodeAt(0)),
 );
-const [strict, relaxed] = builds;
+const [strict, relaxed, strictThreads, relaxedThreads] = builds;
 
 /** All exports and what they are. The compiler holds this list against the interface. */
 const EXPORTS = {
@@ -121,6 +122,48 @@ describe.each([
   it("exports what TypeScript calls", () => {
     expect(exportsOf(module)).toEqual(EXPORTS);
   });
+});
+
+describe.each([
+  ["strict", strictThreads, strict],
+  ["relaxed", relaxedThreads, relaxed],
+] as const)("the %s build with threads", (_, module, single) => {
+  it("has no data, and gets its memory and its place in it", () => {
+    const found = sections(module);
+    expect([...found.keys()]).not.toContain(DATA_SECTION);
+    const reader = new Reader(found.get(IMPORT_SECTION)!);
+    expect(reader.number()).toBe(2);
+    const text = new TextDecoder().decode(reader.bytes);
+    expect(text).toContain("memory");
+    expect(text).toContain("base");
+  });
+
+  it("exports what the other has, and what runs tasks", () => {
+    const more = { work: "function", serve: "function", combineParts: "function" };
+    expect(exportsOf(module)).toEqual({ ...EXPORTS, ...more });
+    expect(countRelaxed(module) > 10).toBe(countRelaxed(single) > 10);
+  });
+});
+
+it("instances with threads work in places that are as far apart as their bases", async () => {
+  const memory = new WebAssembly.Memory({ initial: 0, maximum: 65536, shared: true });
+  const open = async (base: number) =>
+    (await WebAssembly.instantiate(strictThreads, { env: { memory, base } })).instance
+      .exports as unknown as Kernels;
+  const [one, other] = [await open(1024), await open(4_000_000)];
+  const single = (await WebAssembly.instantiate(strict)).instance.exports as unknown as Kernels;
+  for (const name of [
+    "tile",
+    "codes",
+    "bytes",
+    "rowScale",
+    "columnScale",
+    "codeZero",
+    "heapStart",
+  ] as const) {
+    expect(one[name].value).toBe(single[name].value);
+    expect(other[name].value).toBe((one[name].value as number) + 4_000_000 - 1024);
+  }
 });
 
 describe("the strict build", () => {
