@@ -7,7 +7,7 @@
 import { attendExact, attendRecord, attendRecordF32 } from "./attend";
 import { clearRows } from "./combine";
 import { writeTokens } from "./exact";
-import { encodeKeys, encodeValues } from "./record";
+import { encodeKeys, encodeNewKeys, encodeNewValues, encodeValues } from "./record";
 import { setMask } from "./softmax";
 
 export * from "./index";
@@ -66,6 +66,8 @@ const CLEAR_ROWS = 4;
 const ENCODE_KEYS = 5;
 const ENCODE_VALUES = 6;
 const WRITE_TOKENS = 7;
+const ENCODE_NEW_KEYS = 8;
+const ENCODE_NEW_VALUES = 9;
 
 @inline
 function arg(call: usize, index: usize): i32 {
@@ -193,6 +195,40 @@ function run(call: usize, end: usize): void {
         // What it returns goes where whoever gave the job finds it.
         store<i32>(call, bad, 8 << 2);
         call += 9 << 2;
+        break;
+      }
+      case ENCODE_NEW_KEYS: {
+        const finite = encodeNewKeys(
+          arg(call, 1),
+          arg(call, 2),
+          arg(call, 3),
+          arg(call, 4),
+          arg(call, 5),
+          arg(call, 6),
+          arg(call, 7),
+          arg(call, 8),
+          arg(call, 9),
+          arg(call, 10),
+        );
+        store<i32>(call, i32(finite), 11 << 2);
+        call += 12 << 2;
+        break;
+      }
+      case ENCODE_NEW_VALUES: {
+        const finite = encodeNewValues(
+          arg(call, 1),
+          arg(call, 2),
+          arg(call, 3),
+          arg(call, 4),
+          arg(call, 5),
+          arg(call, 6),
+          arg(call, 7),
+          arg(call, 8),
+          arg(call, 9),
+          arg(call, 10),
+        );
+        store<i32>(call, i32(finite), 11 << 2);
+        call += 12 << 2;
         break;
       }
       default:

@@ -173,15 +173,15 @@ export interface Store {
   copy(source: Block, target: Block, tokens: number): void;
   encode(tiles: readonly TilePair[]): void;
   /**
-   * What {@link write}, {@link encode} and {@link readRecord} do with one tile, the tokens from `from` on, for engines that
-   * are quicker at all of it at once. The blocks are room to work in; the records are to be copied before the next call.
+   * What {@link write}, {@link encode} and {@link readRecord} do with tiles, the tokens from `from` on, for engines that are
+   * quicker at all of it at once. The blocks are room to work in; the records are to be copied before the next call.
    */
   encodeTokens?(
-    tile: TilePair,
+    tiles: readonly TilePair[],
     k: TensorData | GpuTensor,
     v: TensorData | GpuTensor,
     from: number,
-  ): Uint8Array;
+  ): Uint8Array[];
   /** The first `tokens` tokens of an exact block: binary16 bits, `[tokens, 2 (K, V), kvHeads, headDim]`. */
   readExact(block: Block, tokens: number): Promise<Uint16Array>;
   writeExact(block: Block, data: Uint16Array): void;

@@ -83,10 +83,8 @@ export async function encode(
   store.check?.(kData, vData);
   await inBatches(backend, store, tiles, group, async (exact, blocks, first) => {
     const pairs = exact.map((block, i) => ({ exact: block, record: blocks[i] }));
-    if (store.encodeTokens && tilesAtOnce === 1) {
-      pairs.forEach((pair, i) =>
-        put(first + i, store.encodeTokens!(pair, kData, vData, (first + i) * group)),
-      );
+    if (store.encodeTokens) {
+      store.encodeTokens(pairs, kData, vData, first * group).forEach((record, i) => put(first + i, record));
       return;
     }
     const targets = exact.map((block, i) => {

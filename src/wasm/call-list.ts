@@ -1,7 +1,7 @@
 /** Calls of kernels, put down for threads: what `assembly/threads.ts` reads. */
 import type { TaskKernels } from "./tasks.js";
 
-type TaskKernel = keyof TaskKernels | "clearRows" | "writeTokens";
+type TaskKernel = keyof TaskKernels | "clearRows" | "writeTokens" | "encodeNewKeys" | "encodeNewValues";
 
 /** Kernels by the numbers that they have there. */
 const NUMBERS: Record<TaskKernel, number> = {
@@ -13,6 +13,8 @@ const NUMBERS: Record<TaskKernel, number> = {
   encodeKeys: 5,
   encodeValues: 6,
   writeTokens: 7,
+  encodeNewKeys: 8,
+  encodeNewValues: 9,
 };
 
 /** Stands in for the kernels, and keeps what it is told: by task, the calls of one after another. */
@@ -85,6 +87,12 @@ export class CallList implements TaskKernels {
   /** @returns where its result will be, in bytes from the address of {@link move} on */
   writeTokens(source: number, half: boolean, ...rest: number[]): number {
     this.#add(NUMBERS.writeTokens, [source, Number(half), ...rest, 0]);
+    return 4 * (this.#length - 1);
+  }
+
+  /** @returns as {@link writeTokens} */
+  encodeNew(kernel: "encodeNewKeys" | "encodeNewValues", ...args: number[]): number {
+    this.#add(NUMBERS[kernel], [...args, 0]);
     return 4 * (this.#length - 1);
   }
 

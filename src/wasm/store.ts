@@ -30,6 +30,12 @@ class WasmBlock implements Block {
   }
 }
 
+/** Where the fields of a head's record lie. */
+type HeadRecord = Record<
+  "kCodes" | "kScale" | "kZero" | "kToken" | "vCodes" | "vScale" | "vToken" | "vZero",
+  number
+>;
+
 export class WasmStore implements Store {
   readonly slackBytes = 0;
   readonly doubt = undefined;
@@ -94,7 +100,7 @@ export class WasmStore implements Store {
   #encode(exact: Block, record: Block): void {
     const { kvHeads, headDim, layout, iterations } = this.#shape;
     const { group, keyBits, valueBits } = layout;
-    const cost = headDim * group * (0.5 + iterations / 4);
+    const cost = this.#encodingCost();
     for (let head = 0; head < kvHeads; head++) {
       const { keys, values } = this.#headTokens(exact, head);
       const { kCodes, kScale, kZero, kToken, vCodes, vScale, vToken, vZero } = this.#headRecord(record, head);
@@ -128,42 +134,65 @@ export class WasmStore implements Store {
     }
   }
 
-  encodeTokens({ exact, record }: TilePair, k: TensorData, v: TensorData, from: number): Uint8Array {
+  encodeTokens(tiles: readonly TilePair[], k: TensorData, v: TensorData, from: number): Uint8Array[] {
     const float = k instanceof Float32Array && v instanceof Float32Array;
-    if (!float || !this.#encodeNew(exact, record, k, v, from)) {
+    if (!float || !this.#encodeNew(tiles, k, v, from)) {
       // This throws where they are not finite.
-      this.write([{ block: exact, at: 0, from, tokens: this.#shape.layout.group }], k, v);
-      this.encode([{ exact, record }]);
+      const { group: tokens } = this.#shape.layout;
+      const targets = tiles.map(({ exact }, i) => {
+        return { block: exact, at: 0, from: from + i * tokens, tokens };
+      });
+      this.write(targets, k, v);
+      this.encode(tiles);
     }
-    return this.#record(record);
+    return tiles.map(({ record }) => this.#record(record));
   }
 
   /** Without exact tokens on the way; false where some are not finite. */
-  #encodeNew(room: Block, record: Block, k: Float32Array, v: Float32Array, from: number): boolean {
+  #encodeNew(tiles: readonly TilePair[], k: Float32Array, v: Float32Array, from: number): boolean {
     const { kvHeads, headDim, layout, iterations } = this.#shape;
     const { group, keyBits, valueBits } = layout;
     const perToken = kvHeads * headDim;
-    const start = from * perToken;
-    const end = start + group * perToken;
-    const source = address(room);
-    const stride = perToken * 4;
-    this.#put(k.subarray(start, end), source);
-    for (let head = 0; head < kvHeads; head++) {
-      const { kCodes, kScale, kZero, kToken } = this.#headRecord(record, head);
-      const keys = source + head * headDim * 4;
-      const fields = [kCodes, kScale, kZero, kToken];
-      if (!this.#kernels.encodeNewKeys(keys, stride, headDim, group, keyBits, iterations, ...fields))
-        return false;
-    }
-    this.#put(v.subarray(start, end), source);
-    for (let head = 0; head < kvHeads; head++) {
-      const { vCodes, vScale, vToken, vZero } = this.#headRecord(record, head);
-      const values = source + head * headDim * 4;
-      const fields = [vCodes, vScale, vToken, vZero];
-      if (!this.#kernels.encodeNewValues(values, stride, headDim, group, valueBits, iterations, ...fields))
-        return false;
-    }
-    return true;
+    const cost = this.#encodingCost();
+    let finite = true;
+    const onBad = () => {
+      finite = false;
+    };
+    const encode = (
+      kernel: "encodeNewKeys" | "encodeNewValues",
+      data: Float32Array,
+      bits: number,
+      fieldsOf: (head: HeadRecord) => number[],
+    ): void => {
+      tiles.forEach(({ exact: room, record }, i) => {
+        const start = (from + i * group) * perToken;
+        const source = address(room);
+        this.#put(data.subarray(start, start + group * perToken), source);
+        for (let head = 0; head < kvHeads; head++) {
+          const fields = fieldsOf(this.#headRecord(record, head));
+          const at = source + head * headDim * 4;
+          this.#tasks.begin(cost);
+          const tile = [headDim, group, bits, iterations, ...fields];
+          this.#tasks.encodeNew(kernel, onBad, at, perToken * 4, ...tile);
+        }
+        this.#tasks.share();
+      });
+      this.#tasks.finish();
+    };
+    encode("encodeNewKeys", k, keyBits, ({ kCodes, kScale, kZero, kToken }) => [
+      kCodes,
+      kScale,
+      kZero,
+      kToken,
+    ]);
+    if (!finite) return false;
+    encode("encodeNewValues", v, valueBits, ({ vCodes, vScale, vToken, vZero }) => [
+      vCodes,
+      vScale,
+      vToken,
+      vZero,
+    ]);
+    return finite;
   }
 
   async readExact(block: Block, tokens: number): Promise<Uint16Array> {
@@ -360,11 +389,13 @@ export class WasmStore implements Store {
     return { keys, values: keys + this.#tokenBytes / 2 };
   }
 
-  /** Where the fields of a head's record lie. */
-  #headRecord(
-    block: Block,
-    head: number,
-  ): Record<"kCodes" | "kScale" | "kZero" | "kToken" | "vCodes" | "vScale" | "vToken" | "vZero", number> {
+  /** About how many nanoseconds one tile of a head takes. */
+  #encodingCost(): number {
+    const { headDim, layout, iterations } = this.#shape;
+    return headDim * layout.group * (0.5 + iterations / 4);
+  }
+
+  #headRecord(block: Block, head: number): HeadRecord {
     const { layout } = this.#shape;
     const at = address(block) + head * layout.bytes;
     return {

@@ -33,6 +33,19 @@ export interface Tasks {
    * @param onBad called with the first row that is not finite, at {@link finish} at the latest
    */
   writeTokens(onBad: (row: number) => never, ...args: Parameters<Kernels["writeTokens"]>): void;
+  /**
+   * Encodes a tile of one head, in the present task.
+   * @param onBad called if it is not finite, at {@link finish} at the latest
+   */
+  encodeNew(
+    kernel: "encodeNewKeys" | "encodeNewValues",
+    onBad: () => void,
+    source: number,
+    stride: number,
+    ...tile: number[]
+  ): void;
+  /** Lets the tasks begun so far run while more are put down. */
+  share(): void;
   /** Clears the rows of a part that is not the first, in the present task. */
   clearRows(rows: number, headDim: number, sums: number, states: number): void;
   /** Adds the rows of all parts to the first's, when the tasks are done. */
@@ -56,6 +69,10 @@ export function inTurn(kernels: Kernels): Tasks {
       const bad = kernels.writeTokens(source, half, tokens, kvHeads, headDim, target, stride);
       if (bad >= 0) onBad(bad);
     },
+    encodeNew(kernel, onBad, source, stride, ...tile) {
+      if (!kernels[kernel](source, stride, ...tile)) onBad();
+    },
+    share() {},
     clearRows() {},
     combineParts() {},
     finish() {},

@@ -42,6 +42,9 @@ const LEAST_COST = 30_000;
 /** Bytes that one call reads that takes tokens in, and the call. */
 const STAGE_BYTES = 4 * TILE_ELEMENTS + 64;
 
+/** Bytes of calls that are shared before all are put down. */
+const SHARED_BYTES = 1 << 16;
+
 /** How often the caller looks whether the others are done before it sleeps, where it may. */
 const LOOKS = 20_000;
 /** Milliseconds that it sleeps at most before it looks again: a thread that fails wakes it. */
@@ -84,6 +87,12 @@ function makeMemory(): WebAssembly.Memory {
   }
 }
 
+/** What a kernel returns, and what is to be done with it. */
+interface Result {
+  readonly check: (result: number) => void;
+  readonly at: number;
+}
+
 class Threads implements Tasks {
   readonly kernels = new CallList();
   readonly #own: ThreadKernels;
@@ -97,7 +106,12 @@ class Threads implements Tasks {
   readonly #staging: Workspace;
   readonly #stages: number;
   #staged = 0;
-  #writes: { readonly onBad: (row: number) => never; readonly result: number }[] = [];
+  /** Where calls lie that are shared before all are put down. */
+  readonly #shared: Workspace;
+  #sharedBytes = 0;
+  /** What is to be done with results: with where they lie from the calls put down on, and in memory. */
+  #pending: Result[] = [];
+  #results: Result[] = [];
   #cost = 0;
   #disposed = false;
   /** Why no task can be run any more. */
@@ -108,6 +122,7 @@ class Threads implements Tasks {
     this.#own = kernels;
     this.#list = new Workspace(heap);
     this.#staging = new Workspace(heap);
+    this.#shared = new Workspace(heap);
     this.#stages = 4 * count;
     this.#control = heap.allocate(4 * CONTROL_WORDS).address;
     this.#words = new Int32Array(kernels.memory.buffer, this.#control, CONTROL_WORDS).fill(0);
@@ -165,9 +180,30 @@ class Threads implements Tasks {
   writeTokens(onBad: (row: number) => never, ...args: Parameters<Kernels["writeTokens"]>): void {
     const [staged, , tokens, kvHeads, headDim] = args;
     this.begin(tokens * kvHeads * headDim);
-    const calls = staged + 4 * TILE_ELEMENTS;
-    this.#writes.push({ onBad, result: calls + this.kernels.writeTokens(...args) });
-    this.#give(calls);
+    const check = (bad: number) => {
+      if (bad >= 0) onBad(bad);
+    };
+    this.#pending.push({ check, at: this.kernels.writeTokens(...args) });
+    this.#give(staged + 4 * TILE_ELEMENTS);
+  }
+
+  encodeNew(
+    kernel: "encodeNewKeys" | "encodeNewValues",
+    onBad: () => void,
+    ...args: [source: number, stride: number, ...tile: number[]]
+  ): void {
+    const check = (finite: number) => {
+      if (!finite) onBad();
+    };
+    this.#pending.push({ check, at: this.kernels.encodeNew(kernel, ...args) });
+  }
+
+  /** What there is no room for waits for {@link finish}. */
+  share(): void {
+    const { bytes } = this.kernels;
+    if (this.#sharedBytes + bytes > SHARED_BYTES) return;
+    this.#give(this.#shared.take(SHARED_BYTES) + this.#sharedBytes);
+    this.#sharedBytes += bytes;
   }
 
   clearRows(rows: number, headDim: number, sums: number, states: number): void {
@@ -179,21 +215,20 @@ class Threads implements Tasks {
   }
 
   finish(): void {
-    const writes = this.#writes;
-    this.#writes = [];
-    this.#staged = 0;
+    const results = this.#results;
     try {
       if (this.kernels.tasks > 0) this.#give(this.#list.take(this.kernels.bytes));
     } finally {
       this.kernels.clear();
+      this.#pending = [];
+      this.#results = [];
+      this.#staged = 0;
+      this.#sharedBytes = 0;
       this.#cost = 0;
     }
     this.#complete();
-    const results = new DataView(this.#own.memory.buffer);
-    for (const { onBad, result } of writes) {
-      const bad = results.getInt32(result, true);
-      if (bad >= 0) onBad(bad);
-    }
+    const memory = new DataView(this.#own.memory.buffer);
+    for (const { check, at } of results) check(memory.getInt32(at, true));
   }
 
   checkAlive(): void {
@@ -209,7 +244,12 @@ class Threads implements Tasks {
 
   /** Lets others take the tasks put down, whose calls are to lie at `address`. */
   #give(address: number): void {
+    // The ring must not come round to tasks that are not done.
+    const notDone = (this.#words[LIMIT] - Atomics.load(this.#words, DONE)) | 0;
+    if (notDone + this.kernels.tasks > RING_TASKS) this.#complete();
     const starts = this.kernels.move(this.#own.memory.buffer, address);
+    for (const { check, at } of this.#pending) this.#results.push({ check, at: address + at });
+    this.#pending = [];
     let task = this.#words[LIMIT];
     for (let i = 0; i + 1 < starts.length; i++, task++) {
       const at = RING + 2 * (task & (RING_TASKS - 1));

@@ -141,6 +141,25 @@ describe.each([2, 3])("%i threads", (threads) => {
     await Promise.all([ours.flush(), theirs.flush()]);
     expect(ours.recordRange(0)).toEqual({ start: 64, end: 41 * 64 });
     expectSame(await ours.exportRecords(0), await theirs.exportRecords(0));
+
+    // 160 a tile, of which several are put down at once.
+    const many = { preset: "k2v2_g64", kvHeads: 160, headDim: 16 };
+    const { k, v } = makeTokens(many, 12 * 64, 2);
+    expectSame(await kvarn.encode(k, v, many), await single.encode(k, v, many));
+  });
+
+  it("say of bad tokens to encode what one says", async () => {
+    const shape = { preset: "k4v2_g64", kvHeads: 3, headDim: 64 };
+    for (const name of ["k", "v"] as const) {
+      const tokens = makeTokens(shape, 10 * 64, 5);
+      tokens[name][9 * 64 * 192 + 777] = name === "k" ? Infinity : 1e6;
+      const [ours, theirs] = await Promise.all(
+        [kvarn, single].map((engine) =>
+          engine.encode(tokens.k, tokens.v, shape).catch((error: unknown) => error as KvarnError),
+        ),
+      );
+      expect(ours).toMatchObject({ code: "non-finite", message: (theirs as KvarnError).message });
+    }
   });
 
   it("say of bad tokens what one says, and change nothing", async () => {
