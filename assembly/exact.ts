@@ -1,8 +1,7 @@
 // Exact tokens: rotated, in binary16. One token is K of all heads, then V of all heads: `[2, kvHeads, headDim]`.
 
-import { loadHalf4, loadHalves, storeHalves } from "./half";
-import { storeTransposed } from "./lanes";
-import { TILE, TRANSPOSED } from "./memory";
+import { loadHalf4, storeHalves } from "./half";
+import { TRANSPOSED } from "./memory";
 import { rotateRow } from "./rotate";
 
 // Rotates `tokens` tokens of K or of V, `[tokens, kvHeads, headDim]` of f32 (or binary16 when `half`), and puts them
@@ -34,42 +33,5 @@ function loadHalvesOrNaN(source: usize, target: usize, count: i32): void {
   for (const end = source + ((<usize>count) << 1); source < end; source += 8, target += 16) {
     const bad = i32x4.eq(v128.and(v128.load16x4_s(source), exponent), exponent);
     v128.store(target, v128.bitselect(f32x4.splat(NaN), loadHalf4(source), bad));
-  }
-}
-
-// K of one head as a channel-major f32 tile `[headDim, columns]` in TILE. `columns` is `tokens` rounded up to a
-// multiple of 16; what is beyond repeats the last token.
-export function loadExactKeys(source: usize, stride: usize, tokens: i32, headDim: i32): void {
-  const columns = (tokens + 15) & ~15;
-  const rowBytes = (<usize>columns) << 2;
-  // 16 tokens a time, so that each line of the tile is written whole.
-  for (let first = 0; first < columns; first += 16) {
-    for (let channel = 0; channel < headDim; channel += 4) {
-      let target = TILE + <usize>channel * rowBytes + ((<usize>first) << 2);
-      const offset = source + ((<usize>channel) << 1);
-      for (let token = first; token < first + 16; token += 4, target += 16) {
-        storeTransposed(
-          loadHalf4(offset + <usize>min(token, tokens - 1) * stride),
-          loadHalf4(offset + <usize>min(token + 1, tokens - 1) * stride),
-          loadHalf4(offset + <usize>min(token + 2, tokens - 1) * stride),
-          loadHalf4(offset + <usize>min(token + 3, tokens - 1) * stride),
-          target,
-          rowBytes,
-        );
-      }
-    }
-  }
-}
-
-// V of one head as a token-major f32 tile `[tokens, headDim]` at `target`.
-export function loadExactValues(
-  source: usize,
-  stride: usize,
-  tokens: i32,
-  headDim: i32,
-  target: usize,
-): void {
-  for (let token = 0; token < tokens; token++, source += stride, target += (<usize>headDim) << 2) {
-    loadHalves(source, target, headDim);
   }
 }

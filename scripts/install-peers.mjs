@@ -1,5 +1,5 @@
-// Installs what the benchmarks compare with into build/peers. Not among the development dependencies: it takes 0.3 GB, and neither
-// build nor tests need it. Without scripts, which would compile, and of node-llama-cpp's binaries only that for this
+// Installs what the benchmarks compare with into build/peers. Not among the development dependencies: it takes a quarter of
+// a gigabyte, and neither build nor tests need it. Without scripts, which would compile, and of node-llama-cpp's binaries only that for this
 // platform's processors.
 import { execFileSync } from "node:child_process";
 import { mkdirSync, writeFileSync } from "node:fs";

@@ -1,4 +1,5 @@
 /** What the benchmarks know of others who attend over a cache. */
+import { relativeError } from "../../src/conformance/compare.js";
 import type { Contender } from "../timing.js";
 
 /** The attention to do: of the newest query tokens over all tokens. */
@@ -44,17 +45,6 @@ export class PeerError extends Error {}
 
 /** Why it runs none. */
 export class AbsentError extends PeerError {}
-
-/** Relative difference of a result from the right one: the root of squared differences over that of squares. */
-export function relativeError(result: Float32Array, expected: Float32Array): number {
-  let difference = 0;
-  let size = 0;
-  expected.forEach((x, i) => {
-    difference += (result[i] - x) ** 2;
-    size += x * x;
-  });
-  return Math.sqrt(difference / size);
-}
 
 /** Throws where a result is further from the right one than rounding and quantization explain. */
 export function checkResult(result: Float32Array, expected: Float32Array, most: number): void {

@@ -69,7 +69,7 @@ export interface Kernels {
 /** The builds and arithmetics: `-f32` attends to records in f32 instead of 16-bit integer dots. */
 export const VARIANTS = ["strict", "strict-f32", "relaxed", "relaxed-f32"] as const;
 export type WasmVariant = (typeof VARIANTS)[number];
-export type Build = "strict" | "relaxed";
+type Build = "strict" | "relaxed";
 
 /** Compiled once, however many engines are opened; compiling costs more than all else. */
 const compiled = new Map<string, Promise<WebAssembly.Module>>();

@@ -240,7 +240,10 @@ export class WasmStore implements Store {
 
   async attend(request: AttendRequest): Promise<void> {
     const perToken = request.queryHeads * this.#shape.headDim;
-    const step = Math.max(1, Math.floor(QUERY_ELEMENTS / perToken));
+    // Each part of the sequence has sums of its own.
+    const segments = request.records.length + request.exact.length;
+    const { parts } = this.#tasks.cut(this.#shape.kvHeads, segments);
+    const step = Math.max(1, Math.floor(QUERY_ELEMENTS / perToken / parts));
     for (let first = 0; first < request.queryTokens; first += step) {
       const tokens = Math.min(step, request.queryTokens - first);
       this.#attendSome(request, first, tokens);

@@ -36,6 +36,10 @@ const LEAST_PAGES = 4096;
 /** For each thread, so that they end at about the same time. */
 const TASKS_PER_THREAD = 4;
 
+/** More than so many tiles, or calls that take tokens in, are not worth the room that they take at once. */
+const MOST_TILES = 32;
+const MOST_STAGES = 32;
+
 /** Nanoseconds; what takes less altogether is not worth waking a thread for. */
 const LEAST_COST = 30_000;
 
@@ -123,7 +127,7 @@ class Threads implements Tasks {
     this.#list = new Workspace(heap);
     this.#staging = new Workspace(heap);
     this.#shared = new Workspace(heap);
-    this.#stages = 4 * count;
+    this.#stages = Math.min(MOST_STAGES, 4 * count);
     this.#control = heap.allocate(4 * CONTROL_WORDS).address;
     this.#words = new Int32Array(kernels.memory.buffer, this.#control, CONTROL_WORDS).fill(0);
     this.#mayBlock = mayBlock(this.#words);
@@ -153,7 +157,7 @@ class Threads implements Tasks {
   }
 
   get tilesAtOnce(): number {
-    return TASKS_PER_THREAD * this.#count;
+    return Math.min(MOST_TILES, TASKS_PER_THREAD * this.#count);
   }
 
   /** Heads first: cutting the sequence makes sums to combine. */
@@ -162,7 +166,7 @@ class Threads implements Tasks {
     const headsPerTask = Math.max(1, Math.floor(kvHeads / wanted));
     const groups = Math.ceil(kvHeads / headsPerTask);
     const even = groups >= 2 * this.#count && groups % this.#count === 0;
-    return { headsPerTask, parts: even ? 1 : Math.min(tiles, Math.ceil(wanted / groups)) };
+    return { headsPerTask, parts: even ? 1 : Math.max(1, Math.min(tiles, Math.ceil(wanted / groups))) };
   }
 
   begin(cost: number): void {
@@ -184,7 +188,7 @@ class Threads implements Tasks {
       if (bad >= 0) onBad(bad);
     };
     this.#pending.push({ check, at: this.kernels.writeTokens(...args) });
-    this.#give(staged + 4 * TILE_ELEMENTS);
+    this.#giveAt(() => staged + 4 * TILE_ELEMENTS);
   }
 
   encodeNew(
@@ -202,7 +206,7 @@ class Threads implements Tasks {
   share(): void {
     const { bytes } = this.kernels;
     if (this.#sharedBytes + bytes > SHARED_BYTES) return;
-    this.#give(this.#shared.take(SHARED_BYTES) + this.#sharedBytes);
+    this.#giveAt(() => this.#shared.take(SHARED_BYTES) + this.#sharedBytes);
     this.#sharedBytes += bytes;
   }
 
@@ -215,17 +219,9 @@ class Threads implements Tasks {
   }
 
   finish(): void {
+    if (this.kernels.tasks > 0) this.#giveAt(() => this.#list.take(this.kernels.bytes));
     const results = this.#results;
-    try {
-      if (this.kernels.tasks > 0) this.#give(this.#list.take(this.kernels.bytes));
-    } finally {
-      this.kernels.clear();
-      this.#pending = [];
-      this.#results = [];
-      this.#staged = 0;
-      this.#sharedBytes = 0;
-      this.#cost = 0;
-    }
+    this.#clear();
     this.#complete();
     const memory = new DataView(this.#own.memory.buffer);
     for (const { check, at } of results) check(memory.getInt32(at, true));
@@ -240,6 +236,29 @@ class Threads implements Tasks {
     Atomics.store(this.#words, QUIT, 1);
     this.#wake();
     for (const thread of this.#threads) thread.stop();
+  }
+
+  #clear(): void {
+    this.kernels.clear();
+    this.#pending = [];
+    this.#results = [];
+    this.#staged = 0;
+    this.#sharedBytes = 0;
+    this.#cost = 0;
+  }
+
+  /**
+   * Lets others take the tasks put down, whose calls are to lie where `room` says. Where there is no room the call fails: none
+   * of its tasks is left then, neither put down nor under way, as its blocks are free from then on.
+   */
+  #giveAt(room: () => number): void {
+    try {
+      this.#give(room());
+    } catch (error) {
+      this.#clear();
+      this.#complete();
+      throw error;
+    }
   }
 
   /** Lets others take the tasks put down, whose calls are to lie at `address`. */

@@ -248,7 +248,8 @@ function attendChunk(
       request.outWord + first,
       Number(tables.sinkLogits !== undefined),
     ],
-    bindings: [partials, totals, tables.sinkLogits ?? request.q, request.out],
+    // q may lie in the buffer of `out`, which nothing else may be bound with.
+    bindings: [partials, totals, tables.sinkLogits ?? totals, request.out],
     groups: [rows, kvHeads],
   });
 }

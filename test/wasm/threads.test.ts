@@ -186,7 +186,7 @@ describe.each([2, 3])("%i threads", (threads) => {
   });
 });
 
-it("attention on one, two and three threads is the same to the bit where heads divide evenly", async () => {
+it("attention on one, two and four threads is the same to the bit where heads divide evenly", async () => {
   const [shape] = SHAPES;
   const tokens = makeTokens(shape, 900, 3);
   const outs = [];

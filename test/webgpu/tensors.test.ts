@@ -143,6 +143,22 @@ describe.skipIf(!hasGpu)("tensors on a GPU", async () => {
     expectSame(await cache.serialize(), await expected.serialize());
   });
 
+  it("may lie in one buffer, queries and what comes of them", async () => {
+    const cache = await arrayCache(kvarn, "f32", 64);
+    const one = q.slice(0, q.length / 2);
+    const expected = await cache.attend(0, one);
+    const both = makeBuffer(2 * one.byteLength);
+    device.queue.writeBuffer(both, 0, one);
+    const queries: GpuTensor = { buffer: both, type: "f32", tokens: 1 };
+    for (const offset of [one.byteLength, 0]) {
+      const commandEncoder = device.createCommandEncoder();
+      const out: GpuTensor = { ...queries, offset };
+      await cache.attend(0, queries, { out, commandEncoder });
+      device.queue.submit([commandEncoder.finish()]);
+      expectSame(await download(out), expected);
+    }
+  });
+
   it("go with a caller's encoder over so many records that working buffers grow on the way", async () => {
     const cache = await arrayCache(kvarn, "f32", 64);
     // The table of their places just fills the least buffer, and more tables follow.
