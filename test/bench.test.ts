@@ -232,8 +232,12 @@ describe("peers", () => {
     expect(() => checkResult(Float32Array.of(3, NaN), expected, 0.02)).toThrow("differs by NaN");
   });
 
-  if (!hasPeers) console.warn("peers are absent, tests of them are left out: `npm run peers` installs them");
-  it.skipIf(!hasPeers)("of ONNX Runtime attend to what they are given, one token or many", async () => {
+  // They are no part of an installation, CI's neither.
+  if (!hasPeers) {
+    console.warn("peers are absent, their test is left out: `npm run peers` installs them");
+    return;
+  }
+  it("of ONNX Runtime attend to what they are given, one token or many", async () => {
     const heads = { queryHeads: 8, kvHeads: 2, headDim: 64 };
     const tokens = 70;
     for (const queries of [1, 3]) {

@@ -43,6 +43,13 @@ async function start(
   }
 }
 
+/** What a worker of the web has of its own; libraries of types know it only as a page or as Node. */
+interface WorkerScope {
+  onmessage: ((event: { readonly data: ThreadStart }) => void) | null;
+  postMessage(answer: ThreadAnswer): void;
+  close(): void;
+}
+
 // The first versions of Node 20 have `require` alone, and Deno has no `require`.
 const { process, require } = globalThis as {
   process?: { versions?: { node?: string }; getBuiltinModule?: (name: string) => unknown };
@@ -53,7 +60,8 @@ if (process?.versions?.node) {
   const workers = (process.getBuiltinModule?.(name) ?? require!(name)) as typeof NodeWorkers;
   void start(workers.workerData as ThreadStart, (answer) => workers.parentPort!.postMessage(answer));
 } else {
-  globalThis.onmessage = ({ data }: MessageEvent<ThreadStart>) => {
-    void start(data, (answer) => globalThis.postMessage(answer)).then(() => globalThis.close());
+  const scope = globalThis as unknown as WorkerScope;
+  scope.onmessage = ({ data }) => {
+    void start(data, (answer) => scope.postMessage(answer)).then(() => scope.close());
   };
 }
