@@ -177,11 +177,10 @@ describeEngines("memory()", (kvarn) => {
   });
 
   it("reserves at most a quarter more in many layers of one engine step each", async () => {
-    for (const layers of [8, 40]) {
+    // A GPU of software takes a millisecond a call.
+    for (const layers of kvarn.backend.kind === "webgpu" ? [8] : [8, 40]) {
       const tokens = makeTokens(shape, 300);
-      // A GPU of software takes a millisecond a call.
-      const few = kvarn.backend.kind === "webgpu" && layers > 8;
-      for (const prompt of few ? [64] : [1, 64, 100]) {
+      for (const prompt of [1, 64, 100]) {
         const watch = new Watch(kvarn.createCache({ ...config, layers }));
         for (let layer = 0; layer < layers; layer++) await watch.append(tokens, [prompt], layer);
         for (let i = 0; i < 90; i++)
