@@ -4,7 +4,7 @@
 // Queries go by fours, the `first`th and those after it; where there are fewer, what comes out for the others is nobody's.
 // Counts are multiples of 16.
 
-import { joinHigh, joinLow, largest, madd, sum, zipHigh, zipLow } from "./lanes";
+import { joinHigh, joinLow, largest, madd, nearest4, sum, zipHigh, zipLow } from "./lanes";
 import {
   ACCUMULATED,
   COEFFICIENTS,
@@ -101,19 +101,12 @@ function measure(
   store<f32>(OFFSETS + at, sum(f32x4.add(zero, nextZero)));
 }
 
-// Four nearest integers, ties to even, of numbers below 2^22: adding 1.5 * 2^23, whose bits `rounder` has, leaves them in
-// the low bits.
-@inline
-function nearest(x: v128, factor: v128, rounder: v128): v128 {
-  return i32x4.sub(f32x4.add(f32x4.mul(x, factor), rounder), rounder);
-}
-
 // Eight products of one query as pairs of integers.
 @inline
 function pairs(products: usize, factor: v128, rounder: v128): v128 {
   return i16x8.narrow_i32x4_s(
-    nearest(v128.load(products), factor, rounder),
-    nearest(v128.load(products, 16), factor, rounder),
+    nearest4(f32x4.mul(v128.load(products), factor), rounder),
+    nearest4(f32x4.mul(v128.load(products, 16), factor), rounder),
   );
 }
 

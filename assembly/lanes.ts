@@ -19,10 +19,10 @@ export function madd(a: v128, b: v128, c: v128): v128 {
   }
 }
 
-// The nearest integers, ties to even, of numbers below 2^22: adding 1.5 * 2^23 leaves them in the low bits.
+// The nearest integers, ties to even, of numbers below 2^22: adding 1.5 * 2^23, `rounder`, leaves them in the low bits.
 @inline
-export function nearest4(x: v128): v128 {
-  return i32x4.sub(f32x4.add(x, f32x4.splat(12582912)), i32x4.splat(0x4b400000));
+export function nearest4(x: v128, rounder: v128 = f32x4.splat(12582912)): v128 {
+  return i32x4.sub(f32x4.add(x, rounder), rounder);
 }
 
 // Lanes 0 and 1 of a and b: a0 b0 a1 b1.

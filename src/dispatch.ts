@@ -97,7 +97,6 @@ export async function openKvarn(options: OpenOptions = {}): Promise<Kvarn> {
 /** Auto falls back for want of a backend, not for a mistake in the call. */
 async function openFastest(options: OpenOptions): Promise<Kvarn> {
   const { variant, threads = 1 } = options;
-  const asksForThreads = threads > 1;
   if (variant !== undefined) return openWasm(options, "");
   let whyNot: string;
   try {
@@ -113,7 +112,7 @@ async function openFastest(options: OpenOptions): Promise<Kvarn> {
   try {
     return await openWasm(options, `; ${whyNot}`);
   } catch (error) {
-    const mayGoOn = error instanceof KvarnError && error.code === "backend-unavailable" && !asksForThreads;
+    const mayGoOn = error instanceof KvarnError && error.code === "backend-unavailable" && threads === 1;
     if (!mayGoOn) throw error;
     return new Kvarn(referenceBackend(), `plain TypeScript, slow: ${error.message}; ${whyNot}`);
   }

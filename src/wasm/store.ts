@@ -4,7 +4,7 @@ import { halfBytesPerToken } from "../bytes.js";
 import { nonFiniteError, type TensorData } from "../tensor.js";
 import type { Heap, Range } from "./heap.js";
 import type { Kernels } from "./module.js";
-import type { Tasks } from "./tasks.js";
+import type { Cut, Tasks } from "./tasks.js";
 import type { Workspace } from "./workspace.js";
 
 /** Elements of the kernels' tile memory, which also takes tokens in. */
@@ -240,13 +240,13 @@ export class WasmStore implements Store {
 
   async attend(request: AttendRequest): Promise<void> {
     const perToken = request.queryHeads * this.#shape.headDim;
+    const segments = [...request.records, ...request.exact];
+    const cut = this.#tasks.cut(this.#shape.kvHeads, segments.length);
     // Each part of the sequence has sums of its own.
-    const segments = request.records.length + request.exact.length;
-    const { parts } = this.#tasks.cut(this.#shape.kvHeads, segments);
-    const step = Math.max(1, Math.floor(QUERY_ELEMENTS / perToken / parts));
+    const step = Math.max(1, Math.floor(QUERY_ELEMENTS / perToken / cut.parts));
     for (let first = 0; first < request.queryTokens; first += step) {
       const tokens = Math.min(step, request.queryTokens - first);
-      this.#attendSome(request, first, tokens);
+      this.#attendSome(request, segments, cut, first, tokens);
     }
   }
 
@@ -255,15 +255,19 @@ export class WasmStore implements Store {
   dispose(): void {}
 
   /** Attention of `tokens` query tokens from `first` on. */
-  #attendSome(request: AttendRequest, first: number, tokens: number): void {
+  #attendSome(
+    request: AttendRequest,
+    segments: readonly Segment[],
+    { headsPerTask, parts }: Cut,
+    first: number,
+    tokens: number,
+  ): void {
     const { queryHeads, sinkLogits, softmaxScale, softCap, slidingWindow } = request;
     const { kvHeads, headDim } = this.#shape;
     const kernels = this.#kernels;
     const rows = tokens * queryHeads;
     const perToken = queryHeads * headDim;
     const length = tokens * perToken;
-    const segments = [...request.records, ...request.exact];
-    const { headsPerTask, parts } = this.#tasks.cut(kvHeads, segments.length);
     const input = this.#workspace.take((2 + parts) * length * 4 + parts * rows * 8 + queryHeads * 4);
     const queries = input + length * 4;
     const sums = queries + length * 4;

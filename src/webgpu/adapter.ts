@@ -28,6 +28,15 @@ export async function findGpu(): Promise<Entry> {
 }
 
 async function loadDawn(): Promise<Entry> {
+  const gpu = await makeDawn([
+    // Kernels here write what they read. Software adapters take seconds to compile the clearing of 16 KiB.
+    "enable-dawn-features=disable_workgroup_init",
+  ]);
+  return { gpu, by: "the npm package webgpu" };
+}
+
+/** A Dawn of its own, with these options besides. Throws `backend-unavailable` where the package does not load. */
+export async function makeDawn(options: readonly string[]): Promise<GPU> {
   let module: { create: (options: string[]) => GPU; globals: object };
   try {
     module = (await import(/* @vite-ignore */ /* webpackIgnore: true */ PACKAGE)) as typeof module;
@@ -46,11 +55,10 @@ async function loadDawn(): Promise<Entry> {
   const gpu = module.create([
     // Times from a GPU's clock are of no use in steps of 65 us.
     "disable-dawn-features=timestamp_quantization",
-    // Kernels here write what they read. Software adapters take seconds to compile the clearing of 16 KiB.
-    "enable-dawn-features=disable_workgroup_init",
+    ...options,
   ]);
   kept.push(gpu);
-  return { gpu, by: "the npm package webgpu" };
+  return gpu;
 }
 
 /** The GPU adapter; names as it gives them, empty where the runtime keeps them to itself. */
