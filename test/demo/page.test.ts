@@ -129,9 +129,10 @@ async function expected(
 
 /** Waits until the page shows this tile. */
 async function expectTile(page: Page, ...tile: Parameters<typeof expected>): Promise<void> {
-  const { figures: wanted, pictures: texts } = await expected(...tile);
-  await expect.poll(() => figures(page, "#tile-figures")).toEqual(wanted);
-  expect((await pictures(page)).slice(0, 4)).toEqual(texts);
+  const shown = async (): ReturnType<typeof expected> => {
+    return { figures: await figures(page, "#tile-figures"), pictures: (await pictures(page)).slice(0, 4) };
+  };
+  await expect.poll(shown).toEqual(await expected(...tile));
 }
 
 /** Waits until the page shows how the attention of this query head changes. */
@@ -148,6 +149,21 @@ async function expectAttention(
       "of attention moves": `${formatPercent(moved.mean)} %`,
       "in the worst query": `${formatPercent(moved.most)} %`,
     });
+}
+
+/**
+ * Presses a key in a slider and waits for what it should read then: a busy browser may handle a key after the next
+ * one's element has the focus.
+ */
+async function press(
+  page: Page,
+  slider: string,
+  key: "Home" | "End" | "ArrowRight",
+  reads: string,
+): Promise<void> {
+  await page.focus(`#${slider}`);
+  await page.keyboard.press(key);
+  await expect.poll(() => text(page, `#${slider}-value`)).toBe(reads);
 }
 
 /** How many colours a picture has; 0 and 1 where nothing is drawn. */
@@ -242,57 +258,48 @@ describe.each(browsers)("the demo in %s", (name, openBrowser) => {
 
   it("lets the keyboard reach every control", async () => {
     await page.evaluate(() => (document.activeElement as HTMLElement | null)?.blur());
-    const reached: string[] = [];
-    for (let i = 0; i < 11; i++) {
-      await page.keyboard.press("Tab");
-      const focused = await page.evaluate(() => {
+    const focused = (): Promise<string> =>
+      page.evaluate(() => {
         const element = document.activeElement!;
         const { outlineStyle } = getComputedStyle(element);
         return `${element.id}${outlineStyle === "none" ? " without outline" : ""}`;
       });
-      reached.push(focused);
-    }
-    expect(reached).toEqual([
+    const controls = [
       ...["file", "fixture", "layer", "head", "part-k", "tile"],
       ...["key-bits", "value-bits", "group", "iterations", "query-head"],
-    ]);
+    ];
+    for (const control of controls) {
+      await page.keyboard.press("Tab");
+      await expect.poll(focused).toBe(control);
+    }
   });
 
   it("follows the sliders: fewer errors with more bits, and larger records", async () => {
-    await page.focus("#key-bits");
-    await page.keyboard.press("Home");
     const errors: number[] = [];
     for (const keyBits of [2, 3, 4, 5, 6, 8] as const) {
+      await press(page, "key-bits", keyBits === 2 ? "Home" : "ArrowRight", `${keyBits} bits`);
       await expectTile(page, fixture[0], "k", 1, { ...DEFAULT_SETTINGS, keyBits });
-      expect(await text(page, "#key-bits-value")).toBe(`${keyBits} bits`);
       expect(await page.$eval("#key-bits", (slider) => slider.getAttribute("aria-valuetext"))).toBe(
         `${keyBits} bits`,
       );
       errors.push(parseFloat((await figures(page, "#tile-figures"))["error of keys"]));
-      await page.keyboard.press("ArrowRight");
     }
     expect(errors).toEqual(errors.toSorted((a, b) => b - a));
     expect(errors[0]).toBeGreaterThan(10 * errors[5]);
-    await page.focus("#value-bits");
-    await page.keyboard.press("ArrowRight");
+    await press(page, "value-bits", "ArrowRight", "3 bits");
     await expectTile(page, fixture[0], "k", 1, { ...DEFAULT_SETTINGS, keyBits: 8, valueBits: 3 });
   });
 
   it("follows tile, group, iterations, and the choice of layer and of values", async () => {
-    await page.focus("#group");
-    await page.keyboard.press("Home");
-    await page.focus("#iterations");
-    await page.keyboard.press("Home");
-    await page.focus("#tile");
-    await page.keyboard.press("End");
-    expect(await text(page, "#tile-value")).toBe("2,240 to 2,303");
+    await press(page, "group", "Home", "64 tokens");
+    await press(page, "iterations", "Home", "0");
+    await press(page, "tile", "End", "2,240 to 2,303");
     await page.select("#layer", "2");
-    await page.click("#part-v");
+    await page.locator("#part-v").click();
     const settings = { keyBits: 8, valueBits: 3, group: 64, iterations: 0 } as const;
     await expectTile(page, fixture[2], "v", 35, settings);
     // Of larger tiles there are fewer.
-    await page.focus("#group");
-    await page.keyboard.press("End");
+    await press(page, "group", "End", "128 tokens");
     await expectTile(page, fixture[2], "v", 17, { ...settings, group: 128 });
   });
 
@@ -309,9 +316,9 @@ describe.each(browsers)("the demo in %s", (name, openBrowser) => {
     await page.focus("#model-head-dim");
     await page.keyboard.press("End");
     await page.keyboard.type("4");
-    expect(await shown()).toEqual(sizesOf({ ...question, headDim: 64 }, USUAL_PRESETS).map(sizeCells));
+    await expect.poll(shown).toEqual(sizesOf({ ...question, headDim: 64 }, USUAL_PRESETS).map(sizeCells));
     await page.keyboard.type("1");
-    expect(await text(page, "#memory-note")).toContain("headDim must be a multiple of 16");
+    await expect.poll(() => text(page, "#memory-note")).toContain("headDim must be a multiple of 16");
     expect(await shown()).toEqual([]);
     expect(await pictures(page)).toEqual(before);
   });
@@ -341,8 +348,7 @@ describe.each(browsers)("the demo in %s", (name, openBrowser) => {
       expect(await pictures(page)).toEqual(before.pictures);
     }
     // And goes on working.
-    await page.focus("#tile");
-    await page.keyboard.press("Home");
+    await press(page, "tile", "Home", "0 to 127");
     await expectTile(page, fixture[2], "v", 0, settings);
     expect(await text(page, "#stages-note")).toContain("its first one, exact: the sink");
     expect(await text(page, "#error")).toBe("");
@@ -373,7 +379,7 @@ describe.each(browsers)("the demo in %s", (name, openBrowser) => {
     await expect.poll(() => text(page, "#source")).toContain("tiny.safetensors: one layer; 50 tokens");
     await expect.poll(() => text(page, "#stages-note")).toBe("The layer has fewer tokens than a tile: 128.");
 
-    await page.click("#fixture");
+    await page.locator("#fixture").click();
     await expect.poll(() => text(page, "#source")).toContain("SmolLM2-135M-Instruct");
   });
 
