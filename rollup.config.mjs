@@ -54,6 +54,8 @@ const packageFiles = {
 export default {
   input: {
     index: "build/js/index.js",
+    "wasm-only": "build/js/wasm-only.js",
+    "webgpu-only": "build/js/webgpu-only.js",
     "reference/index": "build/js/reference/index.js",
     "conformance/index": "build/js/conformance/index.js",
     "cli/main": "build/js/cli/main.js",

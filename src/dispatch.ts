@@ -1,10 +1,9 @@
 /** Opens an engine: which backend runs here, and why. */
-import type { BackendKind } from "./backend.js";
+import type { Backend, BackendKind } from "./backend.js";
 import { checkInteger, describe, KvarnError } from "./errors.js";
 import { Kvarn } from "./kvarn.js";
-import { openWasmBackend, type WasmSource } from "./wasm/index.js";
-import { type AdapterInfo, openWebGpuBackend } from "./webgpu/index.js";
-import { referenceBackend } from "./reference/index.js";
+import type { openWasmBackend, WasmSource } from "./wasm/index.js";
+import type { AdapterInfo, openWebGpuBackend } from "./webgpu/index.js";
 
 /** What to open; by default whatever is fastest here. */
 export interface OpenOptions {
@@ -44,6 +43,13 @@ export interface BackendInfo {
   adapter?: AdapterInfo;
 }
 
+/** What there is to choose from; an entry point of the package has all of them or one. */
+export interface Engines {
+  readonly webgpu?: typeof openWebGpuBackend;
+  readonly wasm?: typeof openWasmBackend;
+  readonly reference?: () => Backend;
+}
+
 /** More than any machine that this was measured on has cores. */
 const MOST_THREADS = 64;
 
@@ -56,10 +62,10 @@ const CHOICES = ["auto", "webgpu", "wasm", "reference"] as const;
 const MOST_ROUND_TRIP_MS = 0.5;
 
 /**
- * Opens an engine.
+ * Opens one of these engines.
  * @throws {KvarnError} `invalid-argument`; `backend-unavailable` when the backend or variant asked for cannot run here
  */
-export async function openKvarn(options: OpenOptions = {}): Promise<Kvarn> {
+export async function openEngine(engines: Engines, options: OpenOptions = {}): Promise<Kvarn> {
   if (typeof options !== "object" || options === null) {
     throw new KvarnError("invalid-argument", `options must be an object, got ${describe(options)}`);
   }
@@ -86,21 +92,20 @@ export async function openKvarn(options: OpenOptions = {}): Promise<Kvarn> {
       `threads are for the wasm backend, got ${threads} for ${describe(device === undefined ? backend : "webgpu")}`,
     );
   }
-  if (backend === "reference") return openReference(variant);
-  if (backend === "webgpu" || device !== undefined) {
-    const { engine, reason, adapter } = await openWebGpuBackend(options);
-    return new Kvarn(engine, reason, adapter);
-  }
-  return backend === "wasm" ? openWasm(options, "") : openFastest(options);
+  if (backend === "reference") return openReference(engines, variant);
+  if (backend === "webgpu" || device !== undefined) return openWebGpu(engines, options);
+  if (backend === "wasm") return openWasm(engines, options, "");
+  return openFastest(engines, options);
 }
 
 /** Auto falls back for want of a backend, not for a mistake in the call. */
-async function openFastest(options: OpenOptions): Promise<Kvarn> {
+async function openFastest(engines: Engines, options: OpenOptions): Promise<Kvarn> {
   const { variant, threads = 1 } = options;
-  if (variant !== undefined) return openWasm(options, "");
+  if (!engines.wasm) return openWebGpu(engines, options);
+  if (!engines.webgpu || variant !== undefined) return openWasm(engines, options, "");
   let whyNot: string;
   try {
-    const { engine, reason, adapter } = await openWebGpuBackend({ allowSoftwareAdapter: false });
+    const { engine, reason, adapter } = await engines.webgpu({ allowSoftwareAdapter: false });
     const time = await engine.roundTrip();
     const trip = `a call takes ${time.toFixed(2)} ms there and back`;
     if (time <= MOST_ROUND_TRIP_MS) return new Kvarn(engine, `${reason}; ${trip}`, adapter);
@@ -110,21 +115,30 @@ async function openFastest(options: OpenOptions): Promise<Kvarn> {
     whyNot = `not WebGPU: ${(error as Error).message}`;
   }
   try {
-    return await openWasm(options, `; ${whyNot}`);
+    return await openWasm(engines, options, `; ${whyNot}`);
   } catch (error) {
     const mayGoOn = error instanceof KvarnError && error.code === "backend-unavailable" && threads === 1;
-    if (!mayGoOn) throw error;
-    return new Kvarn(referenceBackend(), `plain TypeScript, slow: ${error.message}; ${whyNot}`);
+    if (!mayGoOn || !engines.reference) throw error;
+    return new Kvarn(engines.reference(), `plain TypeScript, slow: ${error.message}; ${whyNot}`);
   }
 }
 
-async function openWasm({ variant, wasm, threads }: OpenOptions, whyNot: string): Promise<Kvarn> {
-  const { engine, reason } = await openWasmBackend({ variant, wasm, threads });
+async function openWebGpu(engines: Engines, options: OpenOptions): Promise<Kvarn> {
+  const { engine, reason, adapter } = await present("webgpu", engines.webgpu)(options);
+  return new Kvarn(engine, reason, adapter);
+}
+
+async function openWasm(
+  engines: Engines,
+  { variant, wasm, threads }: OpenOptions,
+  whyNot: string,
+): Promise<Kvarn> {
+  const { engine, reason } = await present("wasm", engines.wasm)({ variant, wasm, threads });
   return new Kvarn(engine, reason + whyNot);
 }
 
-function openReference(variant: string | undefined): Kvarn {
-  const engine = referenceBackend();
+function openReference(engines: Engines, variant: string | undefined): Kvarn {
+  const engine = present("reference", engines.reference)();
   if (variant !== undefined && variant !== engine.variant) {
     throw new KvarnError(
       "backend-unavailable",
@@ -132,4 +146,12 @@ function openReference(variant: string | undefined): Kvarn {
     );
   }
   return new Kvarn(engine, "asked for by name");
+}
+
+function present<Open>(kind: BackendKind, open: Open | undefined): Open {
+  if (open !== undefined) return open;
+  throw new KvarnError(
+    "backend-unavailable",
+    `this entry point of the package has no ${kind} backend: import from "kvarn", which has them all`,
+  );
 }

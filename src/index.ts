@@ -2,24 +2,21 @@
  * KVarN for the web: an LLM's KV cache in 2 to 8 bits per value, in Node, Deno and browsers.
  * @module
  */
-export { type BackendInfo, type OpenOptions, openKvarn } from "./dispatch.js";
-export type { BackendKind, Normalized, Packed } from "./backend.js";
-export { bytesFor, type CacheBytes } from "./bytes.js";
-export type { CacheMemory, CommandOptions, KvarnCache, TokenRange } from "./cache/cache.js";
-export type { DecodeOptions, EncodeOptions, KeysAndValues, RecordOptions } from "./codec.js";
-export type { CacheConfig, LayerConfig } from "./config.js";
-export { KvarnError, type KvarnErrorCode } from "./errors.js";
-export {
-  type Bits,
-  type Group,
-  parsePreset,
-  type Preset,
-  recordLayout,
-  type RecordLayout,
-  type RecordPadding,
-} from "./format.js";
-export type { TileOptions, UnpackOptions } from "./kernels.js";
-export type { Kvarn } from "./kvarn.js";
-export type { Float16ArrayLike, GpuTensor, Tensor } from "./tensor.js";
-export type { WasmSource } from "./wasm/index.js";
-export type { AdapterInfo } from "./webgpu/index.js";
+import { openEngine, type OpenOptions } from "./dispatch.js";
+import type { Kvarn } from "./kvarn.js";
+import { referenceBackend } from "./reference/index.js";
+import { openWasmBackend } from "./wasm/index.js";
+import { openWebGpuBackend } from "./webgpu/index.js";
+
+export * from "./api.js";
+
+/**
+ * Opens an engine.
+ * @throws {KvarnError} `invalid-argument`; `backend-unavailable` when the backend or variant asked for cannot run here
+ */
+export function openKvarn(options?: OpenOptions): Promise<Kvarn> {
+  return openEngine(
+    { webgpu: openWebGpuBackend, wasm: openWasmBackend, reference: referenceBackend },
+    options,
+  );
+}

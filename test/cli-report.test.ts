@@ -6,7 +6,7 @@ import { fileURLToPath } from "node:url";
 import { afterAll, afterEach, beforeAll, describe, expect, it, vi } from "vitest";
 import { runCli } from "../src/cli/cli.js";
 import { startProgress } from "../src/cli/progress.js";
-import { openKvarn } from "../src/dispatch.js";
+import { openKvarn } from "../src/index.js";
 import type { Report } from "../src/cli/report.js";
 import { type Dtype, dumpFile, randomTensor, type Tensor } from "./support/dump.js";
 

@@ -10,7 +10,7 @@ import type { DoctorReport } from "../src/cli/doctor.js";
 import type { SizeReport } from "../src/cli/size.js";
 import { USUAL_PRESETS } from "../src/cli/sizes.js";
 import { selfCheck } from "../src/cli/self-check.js";
-import { openKvarn } from "../src/dispatch.js";
+import { openKvarn } from "../src/index.js";
 import { Kvarn } from "../src/kvarn.js";
 import { referenceBackend } from "../src/reference/index.js";
 

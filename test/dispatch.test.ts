@@ -1,15 +1,17 @@
 import { afterEach, describe, expect, it, vi } from "vitest";
 import { type KvarnErrorCode, type OpenOptions, openKvarn, type WasmSource } from "../src/index.js";
-import { relaxedWasm, strictWasm } from "../src/wasm/inlined.js";
+import { openKvarn as openWasmOnly } from "../src/wasm-only.js";
+import { openKvarn as openWebGpuOnly } from "../src/webgpu-only.js";
+import { readBuild } from "../src/wasm/builds.js";
+import * as inlined from "../src/wasm/inlined.js";
 import { canRunRelaxed } from "../src/wasm/probe.js";
 import { findAdapter, findGpu } from "../src/webgpu/adapter.js";
 import { expectError } from "./support/cache.js";
 import { hasGpu, hasHardwareGpu } from "./support/engines.js";
 import { randomArray } from "./support/random.js";
 
-const bytesOf = (base64: string) => Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
-const strict = bytesOf(strictWasm);
-const relaxed = bytesOf(relaxedWasm);
+const strict = readBuild(inlined, "strict");
+const relaxed = readBuild(inlined, "relaxed");
 
 /** Modules that are valid and not ours: an empty one, and one that imports a function. */
 const EMPTY = Uint8Array.of(0, 97, 115, 109, 1, 0, 0, 0);
@@ -65,6 +67,37 @@ describe("openKvarn", () => {
     const conflict = () => openKvarn({ backend: "wasm", device });
     await expectError(conflict, "invalid-argument", /^device is for the webgpu backend, got "wasm", too$/);
     device.destroy();
+  });
+
+  it("opens the engine of kvarn/wasm, and no other", async () => {
+    for (const options of [undefined, {}, { backend: "wasm" }] satisfies (OpenOptions | undefined)[]) {
+      const { kind, reason } = await describeEngine(options, openWasmOnly);
+      expect({ kind, reason }).toEqual({
+        kind: "wasm",
+        reason: expect.stringMatching(/^SIMD(?!.*WebGPU)/) as string,
+      });
+    }
+    for (const backend of ["webgpu", "reference"] as const) {
+      const message = new RegExp(
+        `^this entry point of the package has no ${backend} backend: import from "kvarn"`,
+      );
+      await expectError(() => openWasmOnly({ backend }), "backend-unavailable", message);
+    }
+    await expectError(() => openWasmOnly({ variant: "f32" }), "backend-unavailable", /^the wasm backend has/);
+    await expectError(() => openWasmOnly({ threads: 0 }), "invalid-argument", /^threads must be/);
+  });
+
+  it.runIf(hasGpu)("opens the engine of kvarn/webgpu, and no other", async () => {
+    for (const backend of ["auto", "webgpu"] as const) {
+      const { kind } = await describeEngine({ backend, allowSoftwareAdapter: true }, openWebGpuOnly);
+      expect(kind).toBe("webgpu");
+    }
+    for (const backend of ["wasm", "reference"] as const) {
+      await expectError(() => openWebGpuOnly({ backend }), "backend-unavailable", /has no \w+ backend/);
+    }
+    if (!hasHardwareGpu) {
+      await expectError(() => openWebGpuOnly(), "backend-unavailable", /^the only GPU adapter is/);
+    }
   });
 
   it.each([null, 5, {}])("refuses %j for a device", async (device) => {

@@ -3,7 +3,7 @@ import type { BackendKind } from "../backend.js";
 import { adapterOf } from "../conformance/kvarn.js";
 import { type CheckResult, type ConformanceReport, SUBJECTS } from "../conformance/report.js";
 import { runConformance } from "../conformance/run.js";
-import { openKvarn } from "../dispatch.js";
+import { openKvarn } from "../index.js";
 import { type AdapterInfo, nameOf } from "../webgpu/index.js";
 import { type Candidate, CANDIDATES } from "./candidates.js";
 import { type Command, parseOptions, type Streams, UsageError } from "./command.js";

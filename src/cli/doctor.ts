@@ -1,6 +1,6 @@
 /** `kvarn doctor`: what runs here, and why not the rest. */
 import type { BackendKind } from "../backend.js";
-import { type BackendInfo, openKvarn } from "../dispatch.js";
+import { type BackendInfo, openKvarn } from "../index.js";
 import type { Kvarn } from "../kvarn.js";
 import { type AdapterInfo, nameOf } from "../webgpu/index.js";
 import { CANDIDATES } from "./candidates.js";

@@ -1,7 +1,7 @@
 /** `kvarn report FILE`: what compression makes of a model's KV cache. */
 import { readFile } from "node:fs/promises";
 import { DEFAULT_ITERATIONS } from "../config.js";
-import { type BackendInfo, openKvarn, type OpenOptions } from "../dispatch.js";
+import { type BackendInfo, openKvarn, type OpenOptions } from "../index.js";
 import { DEFAULT_PRESET } from "../format.js";
 import { type Command, InputError, parseInteger, parseOptions, type Streams, UsageError } from "./command.js";
 import { readDump } from "./dump.js";

@@ -1,6 +1,7 @@
 /** Finds a WASM build that runs here and instantiates it. */
 import { describe, KvarnError } from "../errors.js";
-import { relaxedWasm, strictWasm } from "./inlined.js";
+import { type Build, type InlinedBuilds, readBuild } from "./builds.js";
+import * as inlined from "./inlined.js";
 import { canRunRelaxed, canRunSimd, paysRelaxed } from "./probe.js";
 
 /** A compiled module or its bytes: `kvarn/kvarn.wasm` or `kvarn/kvarn-relaxed.wasm`. */
@@ -69,7 +70,6 @@ export interface Kernels {
 /** The builds and arithmetics: `-f32` attends to records in f32 instead of 16-bit integer dots. */
 export const VARIANTS = ["strict", "strict-f32", "relaxed", "relaxed-f32"] as const;
 export type WasmVariant = (typeof VARIANTS)[number];
-type Build = "strict" | "relaxed";
 
 /** Compiled once, however many engines are opened; compiling costs more than all else. */
 const compiled = new Map<string, Promise<WebAssembly.Module>>();
@@ -84,9 +84,7 @@ export async function loadKernels(
 ): Promise<{ kernels: Kernels; variant: WasmVariant; reason: string }> {
   if (source !== undefined) return loadGiven(source, checkVariant(wanted));
   const { variant, build, reason } = chooseVariant(wanted);
-  const kernels = await instantiate(
-    await compileInlined(build, build === "relaxed" ? relaxedWasm : strictWasm),
-  );
+  const kernels = await instantiate(await compileInlined(build, inlined, build));
   return { kernels, variant, reason };
 }
 
@@ -161,11 +159,15 @@ async function readBytes(source: unknown): Promise<BufferSource> {
   );
 }
 
-/** @param base64 the build of this name */
-export async function compileInlined(name: string, base64: string): Promise<WebAssembly.Module> {
+/** @param name what the module is kept and complained of under */
+export async function compileInlined(
+  name: string,
+  builds: InlinedBuilds,
+  build: Build,
+): Promise<WebAssembly.Module> {
   let module = compiled.get(name);
   if (!module) {
-    module = compileBase64(base64);
+    module = compile(readBuild(builds, build));
     compiled.set(name, module);
   }
   try {
@@ -182,8 +184,8 @@ export async function compileInlined(name: string, base64: string): Promise<WebA
 }
 
 /** Async so that what a policy makes `compile` throw at once is a rejection, too. */
-async function compileBase64(text: string): Promise<WebAssembly.Module> {
-  return WebAssembly.compile(Uint8Array.from(atob(text), (character) => character.charCodeAt(0)));
+async function compile(bytes: Uint8Array<ArrayBuffer>): Promise<WebAssembly.Module> {
+  return WebAssembly.compile(bytes);
 }
 
 export async function instantiate(

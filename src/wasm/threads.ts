@@ -17,7 +17,7 @@ import {
 import { startThread, type Thread } from "./spawn.js";
 import { TILE_ELEMENTS } from "./store.js";
 import type { Cut, Tasks } from "./tasks.js";
-import { relaxedWasm, strictWasm } from "./threads-inlined.js";
+import * as inlined from "./threads-inlined.js";
 import { Workspace } from "./workspace.js";
 
 /** What the builds with threads have besides. */
@@ -71,7 +71,7 @@ export async function openThreads(
         "Cross-Origin-Opener-Policy: same-origin and Cross-Origin-Embedder-Policy: require-corp",
     );
   }
-  const module = await compileInlined(`${build} threads`, build === "relaxed" ? relaxedWasm : strictWasm);
+  const module = await compileInlined(`${build} threads`, inlined, build);
   const memory = makeMemory();
   const env = { memory, base: BASE };
   const kernels = (await instantiate(module, { env })) as ThreadKernels;

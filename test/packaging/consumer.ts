@@ -16,6 +16,8 @@ import {
 } from "kvarn";
 import { adapterOf, type ConformanceReport, runConformance } from "kvarn/conformance";
 import { encodeRecord, rotate, type TokenRows } from "kvarn/reference";
+import { openKvarn as openWasm } from "kvarn/wasm";
+import { openKvarn as openWebGpu } from "kvarn/webgpu";
 
 type Same<A, B> = (<T>() => T extends A ? 1 : 2) extends <T>() => T extends B ? 1 : 2 ? true : false;
 const same = <A, B>(..._: Same<A, B> extends true ? [] : ["the types differ"]): void => undefined;
@@ -29,6 +31,8 @@ export const config: CacheConfig = {
 
 export async function use(options: OpenOptions): Promise<Uint8Array> {
   const kvarn: Kvarn = await openKvarn(options);
+  same<typeof openKvarn, typeof openWasm>();
+  same<typeof openKvarn, typeof openWebGpu>();
   same<typeof kvarn.backend.kind, "webgpu" | "wasm" | "reference">();
   const cache: KvarnCache = kvarn.createCache(config);
   await cache.append(0, new Float32Array(128), new Uint16Array(128));

@@ -1,13 +1,12 @@
 /** What the compiled kernels are: without data, and with the imports and exports that TypeScript expects. */
 import { describe, expect, it } from "vitest";
-import { relaxedWasm, strictWasm } from "../../src/wasm/inlined.js";
+import { readBuild } from "../../src/wasm/builds.js";
+import * as inlined from "../../src/wasm/inlined.js";
 import type { Kernels } from "../../src/wasm/module.js";
 import { canRunRelaxed } from "../../src/wasm/probe.js";
 import * as threads from "../../src/wasm/threads-inlined.js";
 
-const builds = [strictWasm, relaxedWasm, threads.strictWasm, threads.relaxedWasm].map((base64) =>
-  Uint8Array.from(atob(base64), (character) => character.charCodeAt(0)),
-);
+const builds = [inlined, threads].flatMap((both) => [readBuild(both, "strict"), readBuild(both, "relaxed")]);
 const [strict, relaxed, strictThreads, relaxedThreads] = builds;
 
 /** All exports and what they are. The compiler holds this list against the interface. */

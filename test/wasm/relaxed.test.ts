@@ -2,7 +2,8 @@
 import { setFlagsFromString } from "node:v8";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { type Kvarn, openKvarn } from "../../src/index.js";
-import { relaxedWasm } from "../../src/wasm/inlined.js";
+import { readBuild } from "../../src/wasm/builds.js";
+import * as inlined from "../../src/wasm/inlined.js";
 import { canRunRelaxed } from "../../src/wasm/probe.js";
 import { layoutOf, recordInput } from "../../src/conformance/checks/encode.js";
 import { expectConforms, relativeError } from "../../src/conformance/compare.js";
@@ -21,7 +22,7 @@ describe.each(["relaxed", "relaxed-f32"])("the variant %s", (variant) => {
   let kvarn: Kvarn;
   beforeAll(async () => {
     // The bytes themselves, so that nothing else can have been opened.
-    const wasm = Uint8Array.from(atob(relaxedWasm), (character) => character.charCodeAt(0));
+    const wasm = readBuild(inlined, "relaxed");
     kvarn = await openKvarn({ backend: "wasm", variant, wasm });
     return () => kvarn.dispose();
   });
