@@ -1,6 +1,12 @@
 // Attention of ROWS rows over exact tokens, binary16 in the rotated frame, in pieces of at most 64 tokens. A
 // workgroup takes the pieces of one split for one KV head, with a running maximum.
 
+// Where a token's values begin, `start` being where the first token's keys do.
+fn valuesOf(start: u32, token: u32) -> u32 {
+  let stride = params.kvHeads * D;
+  return start + token * stride + stride / 2u;
+}
+
 fn attendExact(block: u32, kvHead: u32, split: u32, lane: u32) {
   let first = split * params.piecesPerSplit;
   let end = min(first + params.piecesPerSplit, params.pieces);
@@ -18,6 +24,14 @@ fn attendExact(block: u32, kvHead: u32, split: u32, lane: u32) {
   for (var piece = first; piece < end; piece++) {
     let start = pieces[piece * 3u] + kvHead * (D / 2u);
     let tokens = pieces[piece * 3u + 2u];
+
+    // On their way while weights are made: the first tokens' values.
+    //# for k in 0..EXACT_AHEAD
+    let token_k = team + $k * EXACT_TEAMS;
+    //# for j in 0..EXACT_WORDS
+    let value_k_j = exactTokens[valuesOf(start, min(token_k, tokens - 1u)) + column + $j * EXACT_COLUMNS];
+    //# end
+    //# end
 
     // Eight invocations share a key row.
     for (var token = lane / 8u; token < 64u; token += THREADS / 8u) {
@@ -72,12 +86,18 @@ fn attendExact(block: u32, kvHead: u32, split: u32, lane: u32) {
     high_j *= shrink;
     //# end
     if (team < EXACT_TEAMS) {
-      for (var token = team; token < tokens; token += EXACT_TEAMS) {
-        let values = start + token * stride + stride / 2u + column;
+      // Where the last words of a row are fewer, what lies past it is summed up, too, but never written out.
+      //# for k in 0..EXACT_AHEAD
+      let weight_k = select(Rows(0.0), sums[min(token_k, 63u)], token_k < tokens);
+      //# for j in 0..EXACT_WORDS
+      let pair_k_j = unpack2x16float(value_k_j);
+      low_j = fma(weight_k, Rows(pair_k_j.x), low_j);
+      high_j = fma(weight_k, Rows(pair_k_j.y), high_j);
+      //# end
+      //# end
+      for (var token = team + EXACT_AHEAD * EXACT_TEAMS; token < tokens; token += EXACT_TEAMS) {
         //# for j in 0..EXACT_WORDS
-        // Where the last words of a row are fewer, what lies past it is summed up, too, but never written
-        // out.
-        let pair_j = unpack2x16float(exactTokens[values + $j * EXACT_COLUMNS]);
+        let pair_j = unpack2x16float(exactTokens[valuesOf(start, token) + column + $j * EXACT_COLUMNS]);
         low_j = fma(sums[token], Rows(pair_j.x), low_j);
         high_j = fma(sums[token], Rows(pair_j.y), high_j);
         //# end

@@ -53,6 +53,8 @@ override RECORD: u32;
 override EXACT_WORDS: u32;
 override EXACT_COLUMNS: u32;
 override EXACT_TEAMS: u32;
+// Tokens of a team whose values are fetched before their weights are known.
+override EXACT_AHEAD: u32;
 
 struct Params {
   // In records, in a split, and the number of splits.

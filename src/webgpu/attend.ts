@@ -73,8 +73,10 @@ interface Pace {
   readonly leastRows: number;
   /** Exact tokens that a workgroup takes at a time where they are few. */
   readonly leastPiece: number;
-  /** Invocations of a workgroup of attend-combine. */
+  /** Invocations of a workgroup of attend-combine: at least 64, more where rows are longer than 256. */
   readonly combine: number;
+  /** Values of exact tokens, and partial results, that each invocation fetches before it needs them. */
+  readonly ahead: number;
   /** Words of codes of K that each invocation fetches and goes through at a time. */
   readonly keyWords: number;
   /** The same of V. */
@@ -85,7 +87,8 @@ const HARDWARE: Pace = {
   groups: [528, 1024],
   leastRows: 1,
   leastPiece: 8,
-  combine: 256,
+  combine: 128,
+  ahead: 8,
   keyWords: 16,
   valueWords: 8,
 };
@@ -95,6 +98,7 @@ const SOFTWARE: Pace = {
   leastRows: 4,
   leastPiece: 64,
   combine: 64,
+  ahead: 1,
   keyWords: 1,
   valueWords: 1,
 };
@@ -232,14 +236,8 @@ function attendChunk(
     });
   }
 
-  const shares = Math.max(1, Math.floor(pace.combine / (headDim / 4)));
   gpu.dispatch({
-    kernel: gpu.kernel("attend-combine", {
-      ...rotation,
-      THREADS: pace.combine,
-      SHARES: shares,
-      SUMS: shares * (headDim / 4),
-    }),
+    kernel: gpu.kernel("attend-combine", { ...rotation, ...planCombine(pace, headDim) }),
     params: [
       slots,
       kvHeads,
@@ -314,8 +312,18 @@ function planTiles(
       EXACT_WORDS: exactWords,
       EXACT_COLUMNS: exactColumns,
       EXACT_TEAMS: Math.floor(THREADS / exactColumns),
+      EXACT_AHEAD: pace.ahead,
     },
   };
+}
+
+/** Constants of attend-combine. */
+function planCombine(pace: Pace, headDim: number): Record<string, number> {
+  const threads = Math.max(pace.combine, 2 ** Math.ceil(Math.log2(headDim / 4)));
+  const shares = Math.floor(threads / (headDim / 4));
+  const ahead = Math.min(pace.ahead, Math.floor(threads / shares));
+  const step = ahead * shares;
+  return { THREADS: threads, SHARES: shares, AHEAD: ahead, AT_ONCE: Math.floor(threads / step) * step };
 }
 
 /** The largest divisor of `of` that is as wanted. */
