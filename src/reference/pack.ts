@@ -45,10 +45,11 @@ export function quantize(values: Float32Array, rows: number, columns: number, bi
  */
 export function dequantize({ codes, scale, zero }: Quantized): Float32Array {
   const columns = codes.length / scale.length;
-  return Float32Array.from(codes, (code, i) => {
-    const row = Math.floor(i / columns);
-    return code * scale[row] + zero[row];
-  });
+  const values = new Float32Array(codes.length);
+  for (let row = 0, i = 0; row < scale.length; row++) {
+    for (let column = 0; column < columns; column++, i++) values[i] = codes[i] * scale[row] + zero[row];
+  }
+  return values;
 }
 
 /**

@@ -101,8 +101,9 @@ function transpose(matrix: ArrayLike<number>, rows: number, columns: number): Fl
  * A record's scales of one tile: row scales times what rounding found for the balanced rows; f32, and only then binary16.
  * Where a zero point exceeds binary16, as those of an even tile near 65504 do, the rows' scales are halved and the
  * columns' doubled: the product stays.
+ * @internal
  */
-function absorb(
+export function absorb(
   { rowScale, columnScale }: NormalizedTile,
   { scale, zero }: Quantized,
 ): { rowScale: Float32Array; rowZero: Float32Array; columnScale: Float32Array } {
