@@ -5,6 +5,7 @@
  */
 export { KvarnError, type KvarnErrorCode } from "../errors.js";
 export { affine, type AffineOptions } from "./affine.js";
+export { MethodCache, type MethodCacheConfig, type MethodMemory } from "./cache.js";
 export { codebook, type CodebookOptions, lloydMaxLevels, normalFloatLevels } from "./codebook.js";
 export { createMethod, METHOD_NAMES, type MethodName } from "./create.js";
 export { dualScale, type DualScaleOptions } from "./dual-scale.js";
@@ -12,6 +13,7 @@ export { f16 } from "./f16.js";
 export { halfPrecision } from "./half-precision.js";
 export { hadamardKivi, kivi, type KiviOptions } from "./kivi.js";
 export { kvarn, kvarnOtt, type KvarnOptions } from "./kvarn.js";
+export type { CompressedRange } from "./layer.js";
 export {
   compose,
   type CompressedTokens,
