@@ -58,6 +58,7 @@ export default {
     "webgpu-only": "build/js/webgpu-only.js",
     "reference/index": "build/js/reference/index.js",
     "conformance/index": "build/js/conformance/index.js",
+    "methods/index": "build/js/methods/index.js",
     "cli/main": "build/js/cli/main.js",
   },
   output: {

@@ -7,6 +7,7 @@ import { promisify } from "node:util";
 import type { Browser } from "puppeteer-core";
 import { describe, expect, it } from "vitest";
 import { bytesFor } from "../src/index.js";
+import { METHOD_NAMES } from "../src/methods/index.js";
 import { browsers, listenTo } from "./support/browsers.js";
 import { hasGpu } from "./support/engines.js";
 import { exampleFiles } from "./support/examples.js";
@@ -55,6 +56,20 @@ const tests: Record<string, () => Promise<void>> = {
   "conformance.mjs": async () => {
     const output = await run("conformance.mjs");
     expect(output).toMatch(/^true \{ passed: \d+, failed: 0, notCovered: [1-9]\d* \}$/m);
+  },
+
+  "methods.mjs": async () => {
+    const output = await run("methods.mjs");
+    const figures = [...output.matchAll(/^(\S+) ([\d.]+) bits, output error ([\d.]+) %$/gm)];
+    expect(figures.map(([, name]) => name)).toEqual(METHOD_NAMES);
+    for (const [, name, bits, error] of figures) {
+      if (name === "f16") expect([bits, error]).toEqual(["16.00", "0.0"]);
+      else {
+        expect(Number(bits), name).toBeLessThan(8);
+        expect(Number(error), name).toBeGreaterThan(1);
+        expect(Number(error), name).toBeLessThan(80);
+      }
+    }
   },
 
   "vllm-records.mjs": async () => {

@@ -1,3 +1,4 @@
+import type { KeysAndValues } from "../codec.js";
 import { checkInteger, describe, KvarnError } from "../errors.js";
 import { checkLength, findNonFinite } from "../tensor.js";
 import { attendHead } from "./attend.js";
@@ -152,7 +153,7 @@ export class MethodCache {
   }
 
   /** K and V as attention sees them, `[tokens, kvHeads, headDim]`. */
-  read(layer: number): { k: Float32Array; v: Float32Array } {
+  read(layer: number): KeysAndValues {
     const { kvHeads, headDim } = this.#config;
     const source = this.#layer(layer);
     const k = new Float32Array(source.length * kvHeads * headDim);

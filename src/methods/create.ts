@@ -9,8 +9,20 @@ import { quarot } from "./quarot.js";
 import { squat } from "./squat.js";
 import { turboquant } from "./turboquant.js";
 
-/** The methods, by name. */
-const METHODS = {
+/** A method's name. */
+export type MethodName =
+  | "f16"
+  | "kivi"
+  | "quarot"
+  | "hadamard+kivi"
+  | "kvarn"
+  | "ott"
+  | "kvarn+ott"
+  | "turboquant"
+  | "nqkv"
+  | "squat";
+
+const METHODS: Readonly<Record<MethodName, (bits: MethodBits) => Method>> = {
   f16,
   kivi,
   quarot,
@@ -22,9 +34,6 @@ const METHODS = {
   nqkv,
   squat,
 };
-
-/** A method's name. */
-export type MethodName = keyof typeof METHODS;
 
 /** The names that {@link createMethod} takes. */
 export const METHOD_NAMES = Object.keys(METHODS) as readonly MethodName[];

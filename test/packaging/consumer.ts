@@ -15,6 +15,7 @@ import {
   recordLayout,
 } from "kvarn";
 import { adapterOf, type ConformanceReport, runConformance } from "kvarn/conformance";
+import { createMethod, type Method, MethodCache } from "kvarn/methods";
 import { encodeRecord, rotate, type TokenRows } from "kvarn/reference";
 import { openKvarn as openWasm } from "kvarn/wasm";
 import { openKvarn as openWebGpu } from "kvarn/webgpu";
@@ -66,6 +67,15 @@ export async function conforms(kvarn: Kvarn): Promise<boolean> {
   // @ts-expect-error an adapter decodes, too
   await runConformance({ encode: () => new Uint8Array(0) });
   return report.passed;
+}
+
+export function compares(k: Float32Array): number {
+  const method: Method = createMethod("kvarn+ott", { keyBits: 2 });
+  const cache = new MethodCache(method, { layers: 1, queryHeads: 1, kvHeads: 1, headDim: 64 });
+  cache.append(0, k, k, k.length / 64);
+  // @ts-expect-error no such method
+  createMethod("zip");
+  return cache.bitsPerValue();
 }
 
 export async function mistakes(kvarn: Kvarn, cache: KvarnCache): Promise<void> {
