@@ -88,7 +88,8 @@ export class MethodLayer {
   add(k: Float32Array, v: Float32Array, tokens: number): void {
     const size = this.#headDim;
     this.#heads.forEach((head, i) => {
-      head.reserve((this.#length + tokens) * size);
+      // And one token more, as attention reads them by pairs.
+      head.reserve((this.#length + tokens + 1) * size);
       for (let token = 0; token < tokens; token++) {
         const from = (token * this.#heads.length + i) * size;
         const to = (this.#length + token) * size;

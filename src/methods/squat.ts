@@ -6,7 +6,7 @@ import { queryAware } from "./query-aware.js";
 
 /** Settings of SQuat. */
 export interface SquatOptions extends KiviOptions {
-  /** Directions of the queries that count. Default 60. */
+  /** Directions of the queries that count. Default 60, as in its scripts. */
   rank?: number;
   /** How much errors along them weigh. Default 0.001. */
   lambda?: number;

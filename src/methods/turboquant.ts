@@ -8,7 +8,7 @@ import { rotated } from "./rotated.js";
  * Not here: its second part (a sketch of the residual), mixed bits, and what vLLM does otherwise (values rounded evenly,
  * first and last layers exact).
  *
- * Source: arXiv 2504.19874; the rotation is Hadamard's, as in vLLM.
+ * Source: arXiv 2504.19874; its rotation is random, here it is Hadamard's.
  */
 export function turboquant(options: MethodBits = {}): Method {
   const { keyBits, valueBits } = checkBits("turboquant", options, { keyBits: 4, valueBits: 4 }, 1, 4);

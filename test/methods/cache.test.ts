@@ -180,14 +180,14 @@ describe.each(METHOD_NAMES.map((name) => [name] as const))("%s", (name) => {
 
 describe("attend", () => {
   it("is causal attention in f64 over what read gives, GQA and all", () => {
-    const cache = fedWith(kivi({ residual: 32 }), 90, 7);
-    const out = cache.attend(0, rows(queries, 90, 97, 4 * D), 7);
+    const cache = fedWith(kivi({ residual: 32 }), 89, 7);
+    const out = cache.attend(0, rows(queries, 89, 96, 4 * D), 7);
     const { k, v } = cache.read(0);
     const expected = new Float64Array(out.length);
     for (let token = 0; token < 7; token++) {
       for (let head = 0; head < 4; head++) {
-        const [q, kv] = [((90 + token) * 4 + head) * D, Math.floor(head / 2) * D];
-        const weights = Array.from({ length: 91 + token }, (_, seen) => {
+        const [q, kv] = [((89 + token) * 4 + head) * D, Math.floor(head / 2) * D];
+        const weights = Array.from({ length: 90 + token }, (_, seen) => {
           let score = 0;
           for (let i = 0; i < D; i++) score += queries[q + i] * k[seen * WIDTH + kv + i];
           return Math.exp(score / Math.sqrt(D));
@@ -222,6 +222,19 @@ describe("attend", () => {
         expect([...out.subarray(2 * head, 2 * head + 2)]).toEqual(expected);
       }
     }
+  });
+
+  it("gives the values of a single token, and the means of what is equal", () => {
+    const cache = new MethodCache(f16(), { layers: 1, queryHeads: 1, kvHeads: 1, headDim: 2 });
+    const means = [2, 4, 9].map((value) => {
+      cache.append(0, Float32Array.of(1, 1), Float32Array.of(value, -value), 1);
+      return [...cache.attend(0, Float32Array.of(5, 5), 1)];
+    });
+    expect(means).toEqual([
+      [2, -2],
+      [3, -3],
+      [5, -5],
+    ]);
   });
 
   it("agrees with the cache of the reference backend", async () => {

@@ -126,7 +126,7 @@ describe("codebook", () => {
 
   it("rounds to the nearest level, times the largest magnitude or the root mean square of a token", () => {
     const levels = [-1, -0.25, 0, 0.5, 1];
-    const absmax = codebook({ levels, scale: "absmax" })(rowsOf(8, 1.9, -5.1, -4.9, 0, 0, 0, 0), 4);
+    const absmax = codebook({ levels, scale: "absmax" })(rowsOf(8, 2, -5, -4.9, 0, 0, 0, 0), 4);
     expect([...absmax.rows]).toEqual([8, 0, -8, -2, 0, 0, 0, 0]);
     expect(absmax.bits).toBe(8 * 3 + 2 * 16);
     const rms = codebook({ levels, scale: "rms" })(rowsOf(1, 7, -1, 7), 4);
