@@ -430,7 +430,8 @@ class Recorder {
 
   dispatch({ kernel, params, bindings, groups: [x, y = 1, z = 1] }: Dispatch): void {
     // Uniforms are written ahead of what is recorded, so their places must not come round again before it is submitted.
-    if (++this.#dispatches > SLOTS) this.submit();
+    if (this.#dispatches === SLOTS) this.submit();
+    this.#dispatches++;
     const pipeline = kernel.pipeline!;
     const resources = [this.#gpu.putParams(params), ...bindings];
     const group = this.#gpu.device.createBindGroup({

@@ -1,8 +1,10 @@
 /** Calls while the pipelines they need are still being made: they wait, and take effect in order all the same. */
 import { expect, it } from "vitest";
 import { type Kvarn, type KvarnCache, openKvarn } from "../../src/index.js";
+import { floatBits, Gpu } from "../../src/webgpu/gpu.js";
 import { expectSame, makeQueries, makeTokens } from "../support/cache.js";
-import { hasGpu } from "../support/engines.js";
+import { hasGpu, sharedDevice } from "../support/engines.js";
+import { bufferOf, runOn } from "../support/gpu.js";
 
 const shape = { queryHeads: 2, kvHeads: 1, headDim: 16 };
 const config = { ...shape, preset: "k4v2_g64", layers: 1, iterations: 1 };
@@ -69,4 +71,29 @@ it.skipIf(!hasGpu)("calls that wait for pipelines keep their buffers when the ca
     await appending;
     await expectAsAwaited(kvarn, await Promise.all(pending));
   }),
+);
+
+it.skipIf(!hasGpu)(
+  "a call of more dispatches than there is room for gives each its own parameters",
+  async () => {
+    const gpu = new Gpu(sharedDevice());
+    const count = 1000;
+    const buffer = bufferOf(gpu, new Float32Array(count * 64).fill(1));
+    const data = await runOn(gpu, () => {
+      const kernel = gpu.kernel("rotate", { D: 16, BLOCK: 16 });
+      for (let i = 0; i < count; i++) {
+        const bindings = [{ buffer, offset: i * 256, size: 256 }];
+        gpu.dispatch({ kernel, params: [1, floatBits(i)], bindings, groups: [1] });
+      }
+      return gpu.read(buffer, 0, count * 256);
+    });
+    // A row of ones rotates to 16 at first and zeros.
+    const sums = new Float32Array(data.buffer).filter((_, i) => i % 64 === 0);
+    expectSame(
+      sums,
+      Float32Array.from({ length: count }, (_, i) => 16 * i),
+    );
+    buffer.destroy();
+    gpu.dispose();
+  },
 );
