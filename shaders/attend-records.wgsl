@@ -11,70 +11,14 @@
 // are gone through: each invocation has to have many in flight, and registers do not suffice for many more
 // invocations.
 
-// The maximum is raised only when a score exceeds it by so much: weights up to e^16 are as good as those up
-// to 1.
-const SLACK: f32 = 16.0;
-// A position that no row sees.
-const HIDDEN_FROM: u32 = 0x7fffffffu;
+//# include attend-codes
+//# include attend-maximum
+
 // What sums over values are divided by where V's scale is zero: next to nothing is left of what they count.
 const NO_SCALE: f32 = 8.8817842e-16;
 
 // Of each row the largest of the scores that exceeded the maximum, see orderOf; 0: none did.
 var<workgroup> largest: array<atomic<u32>, ROWS>;
-
-// A number for each f32, in their order, and back. No score has 0, which stands for none.
-fn orderOf(x: f32) -> u32 {
-  let bits = bitcast<u32>(x);
-  return bits ^ select(0x80000000u, 0xffffffffu, bits >= 0x80000000u);
-}
-
-fn valueOf(order: u32) -> f32 {
-  let bits = order ^ select(0xffffffffu, 0x80000000u, order >= 0x80000000u);
-  return select(bitcast<f32>(bits), HIDDEN, order == 0u);
-}
-
-// 1 + code / 2^bits, for the code that begins at bit `at`.
-fn fraction(codes: u32, at: u32, bits: u32) -> f32 {
-  let to = 23u - bits;
-  let mask = ((1u << bits) - 1u) << to;
-  var moved = codes;
-  if (at <= to) {
-    moved <<= to - at;
-  } else {
-    moved >>= at - to;
-  }
-  return bitcast<f32>((moved & mask) | 0x3f800000u);
-}
-
-// The 32 bits that begin at bit `bit` after a word.
-fn bitsAt(word: u32, bit: u32) -> u32 {
-  let at = word + bit / 32u;
-  let shift = bit % 32u;
-  return (records[at] >> shift) | ((records[at + 1u] << 1u) << (31u - shift));
-}
-
-// Codes of K for one channel and eight tokens: all of them, or half. The channel is counted from that whose
-// codes begin at `start`.
-fn keyCodes(start: u32, channel: u32, eight: u32, word: u32) -> u32 {
-  //# if KEY_BITS == 4 || KEY_BITS == 8
-  return records[start + channel * KEY_ROW + eight * (KEY_BITS / 4u) + word];
-  //# else
-  //# if KEY_BITS == 2
-  return records[start + channel * KEY_ROW + eight / 2u] >> (eight % 2u * 16u);
-  //# else
-  return bitsAt(start + channel * KEY_ROW, (eight * 8u + word * 4u) * KEY_BITS);
-  //# end
-  //# end
-}
-
-// Codes of V for one token, counted from `start`, and CHANNELS channels: all of them, or half.
-fn valueCodes(start: u32, token: u32, column: u32, word: u32) -> u32 {
-  //# if VALUE_BITS == 2 || VALUE_BITS == 4 || VALUE_BITS == 8
-  return records[start + (token * COLUMNS + column) * (CHANNELS * VALUE_BITS / 32u) + word];
-  //# else
-  return bitsAt(start, ((token * COLUMNS + column) * CHANNELS + word * VALUE_CODES) * VALUE_BITS);
-  //# end
-}
 
 fn attendRecords(block: u32, kvHead: u32, split: u32, thread: u32) {
   let first = split * params.tilesPerSplit;

@@ -1,6 +1,8 @@
 /** Attention over records and exact tokens on a GPU. */
 import { type RecordLayout, rotationBlock } from "../format.js";
-import { recordConstants } from "./record.js";
+import { attendBlocks, blockRows } from "./attend-blocks.js";
+import { type AttendChunk, mostSplits, type Partials, split, windowWord } from "./attend-splits.js";
+import { codeConstants, recordConstants } from "./record.js";
 import { type Binding, floatBits, type Gpu } from "./gpu.js";
 
 export interface AttendShape {
@@ -48,12 +50,8 @@ export interface GpuAttendRequest {
 
 /** Most bytes of partial results. */
 const PARTIAL_BYTES = 1 << 26;
-/** Most tokens of a split, where there is room for the splits: f32 sums over more of them lose digits. */
-const SPLIT_TOKENS = 8192;
 /** Most workgroups in a dimension of the grid. */
 const MOST_GROUPS = 65535;
-/** A window that no position leaves: positions are below 2^31. */
-const NO_WINDOW = 2 ** 31 - 1;
 /** Exact tokens that a workgroup takes at a time: as many as it can. */
 const PIECE = 64;
 /**
@@ -115,40 +113,39 @@ export function attend(gpu: Gpu, shape: AttendShape, request: GpuAttendRequest):
   // Query tokens in chunks whose partial results fit with one split a run, and whose rows fit into a grid.
   const runs = Math.max(1, request.records.length + request.exact.length);
   const rowBytes = kvHeads * (headDim + 2) * 4;
+  const most = Math.min(MOST_GROUPS, Math.floor(PARTIAL_BYTES / 2 / rowBytes / runs));
   // Less what completes the last block.
-  const mostRows = Math.min(MOST_GROUPS, Math.floor(PARTIAL_BYTES / 2 / rowBytes / runs)) - (MOST_ROWS - 1);
-  const mostTokens = Math.max(1, Math.floor(mostRows / headsPerKvHead));
-  const { groups, leastRows, leastPiece } = paceOf(gpu);
-  const rowsAtOnce = Math.min(
-    headDim > 256 ? MOST_LONG_ROWS : MOST_ROWS,
-    Math.max(leastRows, 2 ** Math.ceil(Math.log2(rows))),
-  );
-  const run = (buffer: GPUBuffer, table: Uint32Array<ArrayBuffer>, words: number): Run => ({
-    tiles: { buffer },
-    table: gpu.table(table),
-    count: table.length / words,
-  });
-  const exactTokens = request.exact.reduce((sum, { tiles }) => sum + countTokens(tiles), 0);
-  const piece = (exactTokens * kvHeads * rows) / rowsAtOnce > groups[0] * leastPiece ? PIECE : leastPiece;
-  const tables: Tables = {
-    records: request.records.map(({ buffer, tiles }) => run(buffer, tiles, 2)).filter(hasTiles),
-    exact: request.exact
-      .map(({ buffer, tiles }) => run(buffer, cut(tiles, kvHeads * headDim, piece), 3))
-      .filter(hasTiles),
-    sinkLogits:
-      request.sinkLogits && gpu.table(new Uint32Array(Float32Array.from(request.sinkLogits).buffer)),
-  };
+  const mostRows = (rowsAtOnce: number) => most - (rowsAtOnce - 1);
+  const block = blockRows(gpu, headDim);
+  const inBlocks = Math.min(rows, mostRows(block.rows)) >= block.leastRows;
+  const rowsAtOnce = inBlocks ? block.rows : fewRows(gpu, headDim, rows);
+  const mostTokens = Math.max(1, Math.floor(mostRows(rowsAtOnce) / headsPerKvHead));
+  const sinkLogits =
+    request.sinkLogits && gpu.table(new Uint32Array(Float32Array.from(request.sinkLogits).buffer));
+  const attendChunk = inBlocks
+    ? attendBlocks(gpu, shape, request)
+    : attendTiles(gpu, shape, request, rowsAtOnce);
   for (let token = 0; token < request.queryTokens; token += mostTokens) {
-    const queryTokens = Math.min(mostTokens, request.queryTokens - token);
-    attendChunk(gpu, shape, request, tables, rowsAtOnce, token, queryTokens);
+    const rows = Math.min(mostTokens, request.queryTokens - token) * headsPerKvHead;
+    const blocks = Math.ceil(rows / rowsAtOnce);
+    const paddedRows = blocks * rowsAtOnce;
+    const mostSlots = Math.floor(PARTIAL_BYTES / (rowBytes * paddedRows));
+    const room = (slots: number): Partials => ({
+      slots,
+      partials: { buffer: gpu.scratch("attend-partials", slots * kvHeads * paddedRows * headDim * 4) },
+      totals: { buffer: gpu.scratch("attend-totals", slots * kvHeads * paddedRows * 8) },
+    });
+    const partials = attendChunk({ token, rows, blocks, mostSlots, room });
+    combine(gpu, shape, request, { token, rows, paddedRows }, partials, sinkLogits);
   }
 }
 
-/** What kernels read that is the same for all query tokens. */
-interface Tables {
-  readonly records: readonly Run[];
-  readonly exact: readonly Run[];
-  readonly sinkLogits: Binding | undefined;
+/** Rows that an invocation of attend-tiles takes. */
+function fewRows(gpu: Gpu, headDim: number, rows: number): number {
+  return Math.min(
+    headDim > 256 ? MOST_LONG_ROWS : MOST_ROWS,
+    Math.max(paceOf(gpu).leastRows, 2 ** Math.ceil(Math.log2(rows))),
+  );
 }
 
 /** Tiles, or pieces of tiles, in one buffer. */
@@ -164,99 +161,118 @@ function hasTiles({ count }: Run): boolean {
 
 const NO_TILES: Run = { tiles: undefined, table: undefined, count: 0 };
 
-/** Attention of so many query tokens, from `token` on. */
-function attendChunk(
+/** Attention of a few rows at a time: a packed word is taken apart for each few of them. */
+function attendTiles(
   gpu: Gpu,
   { kvHeads, queryHeads, headDim, layout }: AttendShape,
   request: GpuAttendRequest,
-  tables: Tables,
   rowsAtOnce: number,
-  token: number,
-  queryTokens: number,
-): void {
+): AttendChunk {
   const headsPerKvHead = queryHeads / kvHeads;
-  const rows = queryTokens * headsPerKvHead;
-  const blocks = Math.ceil(rows / rowsAtOnce);
-  const paddedRows = blocks * rowsAtOnce;
-  const rotation = { D: headDim, BLOCK: rotationBlock(headDim) };
-  const first = token * queryHeads * headDim;
-
   const pace = paceOf(gpu);
-  const groups = pace.groups[blocks > 1 ? 1 : 0];
-  const slotBytes = kvHeads * paddedRows * (headDim + 2) * 4;
-  const runs = Math.max(1, tables.records.length, tables.exact.length);
-  const mostSplits = Math.max(1, Math.floor(PARTIAL_BYTES / slotBytes / runs / 2));
-  const splitsFor = (tokens: number) =>
-    Math.min(mostSplits, Math.max(Math.ceil(groups / (kvHeads * blocks)), Math.ceil(tokens / SPLIT_TOKENS)));
-  let slots = 0;
-  const plans = Array.from({ length: runs }, (_, i) => {
-    const { [i]: records = NO_TILES } = tables.records;
-    const { [i]: exact = NO_TILES } = tables.exact;
-    const { constants, tilesAtOnce } = planTiles(pace, layout, rowsAtOnce, records.count * kvHeads * blocks);
-    const recordSplits = split(records.count, tilesAtOnce, splitsFor(records.count * layout.group));
-    const exactSplits = split(exact.count, 1, splitsFor(exact.count * PIECE));
-    const slot = slots;
-    slots += recordSplits.splits + exactSplits.splits;
-    return { records, exact, constants, recordSplits, exactSplits, slot };
+  const run = (buffer: GPUBuffer, table: Uint32Array<ArrayBuffer>, words: number): Run => ({
+    tiles: { buffer },
+    table: gpu.table(table),
+    count: table.length / words,
   });
-  const partials = { buffer: gpu.scratch("attend-partials", slots * kvHeads * paddedRows * headDim * 4) };
-  const totals = { buffer: gpu.scratch("attend-totals", slots * kvHeads * paddedRows * 8) };
-  for (const { records, exact, constants, recordSplits, exactSplits, slot } of plans) {
-    gpu.dispatch({
-      kernel: gpu.kernel("attend-tiles", { ...rotation, ...constants, HALF: Number(request.half) }),
-      params: [
-        records.count,
-        recordSplits.each,
-        recordSplits.splits,
-        exact.count,
-        exactSplits.each,
-        slot,
-        kvHeads,
-        blocks,
-        headsPerKvHead,
-        request.qWord + (request.half ? first / 2 : first),
-        rows,
-        queryHeads,
-        floatBits(request.softmaxScale),
-        request.position + token,
-        Math.min(request.slidingWindow, NO_WINDOW),
-        floatBits(request.softCap),
-      ],
-      bindings: [
-        // A kind without tiles has something bound all the same.
-        records.tiles ?? request.q,
-        records.table ?? request.q,
-        exact.tiles ?? request.q,
-        exact.table ?? request.q,
-        request.q,
-        partials,
-        totals,
-      ],
-      groups: [blocks, kvHeads, recordSplits.splits + exactSplits.splits],
-    });
-  }
+  const exactTokens = request.exact.reduce((sum, { tiles }) => sum + countTokens(tiles), 0);
+  const work = (exactTokens * kvHeads * request.queryTokens * headsPerKvHead) / rowsAtOnce;
+  const piece = work > pace.groups[0] * pace.leastPiece ? PIECE : pace.leastPiece;
+  const recordRuns = request.records.map(({ buffer, tiles }) => run(buffer, tiles, 2)).filter(hasTiles);
+  const exactRuns = request.exact
+    .map(({ buffer, tiles }) => run(buffer, cut(tiles, kvHeads * headDim, piece), 3))
+    .filter(hasTiles);
 
+  return ({ token, rows, blocks, mostSlots, room }) => {
+    const groups = pace.groups[blocks > 1 ? 1 : 0];
+    const runs = Math.max(1, recordRuns.length, exactRuns.length);
+    const splitsFor = (tokens: number) =>
+      mostSplits(tokens, Math.floor(mostSlots / runs / 2), groups, kvHeads * blocks);
+    let slots = 0;
+    const plans = Array.from({ length: runs }, (_, i) => {
+      const { [i]: records = NO_TILES } = recordRuns;
+      const { [i]: exact = NO_TILES } = exactRuns;
+      const { constants, tilesAtOnce } = planTiles(
+        pace,
+        layout,
+        rowsAtOnce,
+        records.count * kvHeads * blocks,
+      );
+      const recordSplits = split(records.count, tilesAtOnce, splitsFor(records.count * layout.group));
+      const exactSplits = split(exact.count, 1, splitsFor(exact.count * PIECE));
+      const slot = slots;
+      slots += recordSplits.splits + exactSplits.splits;
+      return { records, exact, constants, recordSplits, exactSplits, slot };
+    });
+    const partials = room(slots);
+    const first = token * queryHeads * headDim;
+    const rotation = { D: headDim, BLOCK: rotationBlock(headDim) };
+    for (const { records, exact, constants, recordSplits, exactSplits, slot } of plans) {
+      gpu.dispatch({
+        kernel: gpu.kernel("attend-tiles", { ...rotation, ...constants, HALF: Number(request.half) }),
+        params: [
+          records.count,
+          recordSplits.each,
+          recordSplits.splits,
+          exact.count,
+          exactSplits.each,
+          slot,
+          kvHeads,
+          blocks,
+          headsPerKvHead,
+          request.qWord + (request.half ? first / 2 : first),
+          rows,
+          queryHeads,
+          floatBits(request.softmaxScale),
+          request.position + token,
+          windowWord(request.slidingWindow),
+          floatBits(request.softCap),
+        ],
+        bindings: [
+          // A kind without tiles has something bound all the same.
+          records.tiles ?? request.q,
+          records.table ?? request.q,
+          exact.tiles ?? request.q,
+          exact.table ?? request.q,
+          request.q,
+          partials.partials,
+          partials.totals,
+        ],
+        groups: [blocks, kvHeads, recordSplits.splits + exactSplits.splits],
+      });
+    }
+    return partials;
+  };
+}
+
+/** Merges the partial results of some query tokens. */
+function combine(
+  gpu: Gpu,
+  { kvHeads, queryHeads, headDim }: AttendShape,
+  { out, outWord }: GpuAttendRequest,
+  { token, rows, paddedRows }: { token: number; rows: number; paddedRows: number },
+  { slots, partials, totals }: Partials,
+  sinkLogits: Binding | undefined,
+): void {
+  const pace = paceOf(gpu);
   gpu.dispatch({
-    kernel: gpu.kernel("attend-combine", { ...rotation, ...planCombine(pace, headDim) }),
+    kernel: gpu.kernel("attend-combine", {
+      D: headDim,
+      BLOCK: rotationBlock(headDim),
+      ...planCombine(pace, headDim),
+    }),
     params: [
       slots,
       kvHeads,
       paddedRows,
-      headsPerKvHead,
-      request.outWord + first,
-      Number(tables.sinkLogits !== undefined),
+      queryHeads / kvHeads,
+      outWord + token * queryHeads * headDim,
+      Number(sinkLogits !== undefined),
     ],
     // q may lie in the buffer of `out`, which nothing else may be bound with.
-    bindings: [partials, totals, tables.sinkLogits ?? totals, request.out],
+    bindings: [partials, totals, sinkLogits ?? totals, out],
     groups: [rows, kvHeads],
   });
-}
-
-/** Divides tiles or pieces, of which a workgroup takes `atOnce` at a time, into splits. */
-function split(count: number, atOnce: number, most: number): { splits: number; each: number } {
-  const steps = Math.ceil(count / atOnce);
-  const each = Math.ceil(steps / Math.max(1, Math.min(steps, most))) * atOnce;
-  return { splits: count === 0 ? 0 : Math.ceil(count / each), each };
 }
 
 /**
@@ -269,15 +285,13 @@ function planTiles(
   rows: number,
   work: number,
 ): { constants: Record<string, number>; tilesAtOnce: number } {
-  const { headDim, group, keyBits, valueBits } = layout;
+  const { headDim, group } = layout;
   // Few tiles are scored by more invocations each.
   const slices = work <= 256 ? 4 : work <= 1024 ? 2 : 1;
   const lanes = (group / 8) * slices;
   const tiles = THREADS / lanes;
   const chunk = largestDivisor(headDim, (n) => n % 16 === 0 && n <= group);
-  const keyCodes = keyBits > 4 ? 4 : 8;
-  const channels = valueBits === 2 ? 16 : 8;
-  const valueCodes = valueBits > 4 ? 4 : channels;
+  const { KEY_WORDS: keyWords, CHANNELS: channels, VALUE_WORDS: valueWords } = codeConstants(layout);
   const columns = headDim / channels;
   const shares = 2 ** Math.floor(Math.log2(THREADS / columns));
   const tokens = (tiles * group) / shares;
@@ -288,6 +302,7 @@ function planTiles(
     tilesAtOnce: tiles,
     constants: {
       ...recordConstants(layout),
+      ...codeConstants(layout),
       ROWS: rows,
       TILES: tiles,
       LANES: lanes,
@@ -297,15 +312,8 @@ function planTiles(
       STAGED: Math.max(tiles * chunk, 8 * THREADS),
       TOKENS: 8 / slices,
       PAIRS: Math.ceil(chunk / slices / 2 / (group / 8)),
-      KEY_CODES: keyCodes,
-      KEY_WORDS: 8 / keyCodes,
-      KEYS_AHEAD: largestDivisor(chunk / slices, (n) => n === 1 || n * (8 / keyCodes) <= pace.keyWords),
-      KEY_ROW: (group / 32) * keyBits,
-      CHANNELS: channels,
-      VALUE_CODES: valueCodes,
-      VALUE_WORDS: channels / valueCodes,
-      VALUES_AHEAD: largestDivisor(span, (n) => n === 1 || n * (channels / valueCodes) <= pace.valueWords),
-      COLUMNS: columns,
+      KEYS_AHEAD: largestDivisor(chunk / slices, (n) => n === 1 || n * keyWords <= pace.keyWords),
+      VALUES_AHEAD: largestDivisor(span, (n) => n === 1 || n * valueWords <= pace.valueWords),
       SHARES: shares,
       SPAN: span,
       SPANS: tokens / span,

@@ -18,3 +18,19 @@ export function recordConstants(layout: RecordLayout): Constants {
     RECORD: layout.bytes / 4,
   };
 }
+
+/** How attention takes codes of records apart: eight tokens of a channel of K, and CHANNELS channels of a token of V. */
+export function codeConstants({ headDim, group, keyBits, valueBits }: RecordLayout): Constants {
+  const keyCodes = keyBits > 4 ? 4 : 8;
+  const channels = valueBits === 2 ? 16 : 8;
+  const valueCodes = valueBits > 4 ? 4 : channels;
+  return {
+    KEY_CODES: keyCodes,
+    KEY_WORDS: 8 / keyCodes,
+    KEY_ROW: (group / 32) * keyBits,
+    CHANNELS: channels,
+    VALUE_CODES: valueCodes,
+    VALUE_WORDS: channels / valueCodes,
+    COLUMNS: headDim / channels,
+  };
+}
