@@ -12,8 +12,8 @@ as we could make them, and peers: ONNX Runtime's GroupQueryAttention, llama.cpp.
 those. Medians; ratios are medians over rounds, against the fastest baseline of the round's run.
 
 With --backend webgpu, by the GPU's own clock: attention of one token, sink and tail included, against our
-own attention over a binary16 cache, encoding against a rotation, and all against their bytes at the rate
-of a copy.
+own attention over a binary16 cache, encoding against a rotation, and both against their bytes at the rate
+of a copy; prefill against the same over a binary16 cache.
 
 Options:
   --case SUBSTRING   only cases whose name and description contain it, such as 'attend' or 't32768'

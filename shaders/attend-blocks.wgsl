@@ -103,94 +103,106 @@ fn sum4(x: vec4f) -> f32 {
 
 // Stages 16 channels of a record's keys, short of the scales of tokens.
 fn stageKeys(record: u32, first: u32, thread: u32) {
-  for (var i = thread; i < 2u * GROUP; i += THREADS) {
-    let eight = i % (GROUP / 8u);
-    let step = i / (GROUP / 8u);
-    let channel = first + step;
-    //# for u in 0..KEY_WORDS
-    let codes_u = keyCodes(record, channel, eight, $u);
-    //# end
-    let scale = halfOf(records[record + K_SCALE + channel / 2u], channel) * f32(1u << KEY_BITS);
-    let zero = halfOf(records[record + K_ZERO + channel / 2u], channel) - scale;
-    //# for n in 0..2
-    right[step * RIGHT_STRIDE + $n * (GROUP / 8u) + eight] = fma(
-      vec4f(scale),
-      vec4f(
-        //# for m in 0..4
-        //# if KEY_WORDS == 2
-        fraction(codes_n, $m * KEY_BITS, KEY_BITS),
-        //# else
-        fraction(codes_0, (4 * $n + $m) * KEY_BITS, KEY_BITS),
-        //# end
-        //# end
-      ),
-      vec4f(zero),
-    );
-    //# end
-  }
-}
-
-// Stages 16 channels of up to GROUP exact keys; the last of them stands for those that are missing.
-fn stageExactKeys(start: u32, tokens: u32, first: u32, thread: u32) {
-  for (var i = thread; i < 2u * GROUP; i += THREADS) {
-    let pair = i % 8u;
-    let four = i / 8u;
-    //# for m in 0..4
-    let at_m = start + min(tokenOf(four) + $m, tokens - 1u) * params.kvHeads * D;
-    let pair_m = unpack2x16float(exactTokens[at_m + first / 2u + pair]);
-    //# end
-    right[2u * pair * RIGHT_STRIDE + four] = vec4f(pair_0.x, pair_1.x, pair_2.x, pair_3.x);
-    right[(2u * pair + 1u) * RIGHT_STRIDE + four] = vec4f(pair_0.y, pair_1.y, pair_2.y, pair_3.y);
-  }
-}
-
-// Stages a record's values of 16 tokens, one of each four that begins with `four`, and of one part of the channels.
-fn stageValues(record: u32, four: u32, member: u32, part: u32, thread: u32) {
-  for (var i = thread; i < 16u * PART_COLUMNS; i += THREADS) {
-    let column = i % PART_COLUMNS;
-    let step = i / PART_COLUMNS;
-    let channel = part * PART + column * CHANNELS;
-    if (channel < D) {
-      let token = tokenOf(four + step) + member;
-      //# for w in 0..VALUE_WORDS
-      let codes_w = valueCodes(record + V_CODES, token, channel / CHANNELS, $w);
+  for (var turn = 0u; turn < (2u * GROUP + THREADS - 1u) / THREADS; turn++) {
+    let i = turn * THREADS + thread;
+    if (i < 2u * GROUP) {
+      let eight = i % (GROUP / 8u);
+      let step = i / (GROUP / 8u);
+      let channel = first + step;
+      //# for u in 0..KEY_WORDS
+      let codes_u = keyCodes(record, channel, eight, $u);
       //# end
-      let scale = halfOf(records[record + V_TOKEN + token / 2u], token) * f32(1u << VALUE_BITS);
-      let zero = halfOf(records[record + V_ZERO + token / 2u], token) - scale;
-      //# for w in 0..VALUE_WORDS
-      //# for u in $w * VALUE_CODES / 4..($w + 1) * VALUE_CODES / 4
-      let channelScale_u = vec4f(
-        unpack2x16float(records[record + V_SCALE + channel / 2u + 2u * $u]),
-        unpack2x16float(records[record + V_SCALE + channel / 2u + 2u * $u + 1u]),
-      );
-      right[step * RIGHT_STRIDE + $u * PART_COLUMNS + column] = channelScale_u * fma(
+      let scale = halfOf(records[record + K_SCALE + channel / 2u], channel) * f32(1u << KEY_BITS);
+      let zero = halfOf(records[record + K_ZERO + channel / 2u], channel) - scale;
+      //# for n in 0..2
+      right[step * RIGHT_STRIDE + $n * (GROUP / 8u) + eight] = fma(
         vec4f(scale),
         vec4f(
           //# for m in 0..4
-          fraction(codes_w, (4 * $u - $w * VALUE_CODES + $m) * VALUE_BITS, VALUE_BITS),
+          //# if KEY_WORDS == 2
+          fraction(codes_n, $m * KEY_BITS, KEY_BITS),
+          //# else
+          fraction(codes_0, (4 * $n + $m) * KEY_BITS, KEY_BITS),
+          //# end
           //# end
         ),
         vec4f(zero),
       );
       //# end
+    }
+  }
+}
+
+// Stages 16 channels of up to GROUP exact keys; the last of them stands for those that are missing.
+fn stageExactKeys(start: u32, tokens: u32, first: u32, thread: u32) {
+  for (var turn = 0u; turn < (2u * GROUP + THREADS - 1u) / THREADS; turn++) {
+    let i = turn * THREADS + thread;
+    if (i < 2u * GROUP) {
+      let pair = i % 8u;
+      let four = i / 8u;
+      //# for m in 0..4
+      let at_m = start + min(tokenOf(four) + $m, tokens - 1u) * params.kvHeads * D;
+      let pair_m = unpack2x16float(exactTokens[at_m + first / 2u + pair]);
       //# end
+      right[2u * pair * RIGHT_STRIDE + four] = vec4f(pair_0.x, pair_1.x, pair_2.x, pair_3.x);
+      right[(2u * pair + 1u) * RIGHT_STRIDE + four] = vec4f(pair_0.y, pair_1.y, pair_2.y, pair_3.y);
+    }
+  }
+}
+
+// Stages a record's values of 16 tokens, one of each four that begins with `four`, and of one part of the channels.
+fn stageValues(record: u32, four: u32, member: u32, part: u32, thread: u32) {
+  for (var turn = 0u; turn < (16u * PART_COLUMNS + THREADS - 1u) / THREADS; turn++) {
+    let i = turn * THREADS + thread;
+    if (i < 16u * PART_COLUMNS) {
+      let column = i % PART_COLUMNS;
+      let step = i / PART_COLUMNS;
+      let channel = part * PART + column * CHANNELS;
+      if (channel < D) {
+        let token = tokenOf(four + step) + member;
+        //# for w in 0..VALUE_WORDS
+        let codes_w = valueCodes(record + V_CODES, token, channel / CHANNELS, $w);
+        //# end
+        let scale = halfOf(records[record + V_TOKEN + token / 2u], token) * f32(1u << VALUE_BITS);
+        let zero = halfOf(records[record + V_ZERO + token / 2u], token) - scale;
+        //# for w in 0..VALUE_WORDS
+        //# for u in $w * VALUE_CODES / 4..($w + 1) * VALUE_CODES / 4
+        let channelScale_u = vec4f(
+          unpack2x16float(records[record + V_SCALE + channel / 2u + 2u * $u]),
+          unpack2x16float(records[record + V_SCALE + channel / 2u + 2u * $u + 1u]),
+        );
+        right[step * RIGHT_STRIDE + $u * PART_COLUMNS + column] = channelScale_u * fma(
+          vec4f(scale),
+          vec4f(
+            //# for m in 0..4
+            fraction(codes_w, (4 * $u - $w * VALUE_CODES + $m) * VALUE_BITS, VALUE_BITS),
+            //# end
+          ),
+          vec4f(zero),
+        );
+        //# end
+        //# end
+      }
     }
   }
 }
 
 // The same of exact values.
 fn stageExactValues(start: u32, tokens: u32, four: u32, member: u32, part: u32, thread: u32) {
-  for (var i = thread; i < 4u * PART; i += THREADS) {
-    let place = i % (PART / 4u);
-    let step = i / (PART / 4u);
-    let channel = part * PART + channelOf(place);
-    if (channel < D) {
-      let token = min(tokenOf(four + step) + member, tokens - 1u);
-      let at = start + (token * 2u + 1u) * params.kvHeads * (D / 2u) + channel / 2u;
-      right[step * RIGHT_STRIDE + place] = vec4f(
-        unpack2x16float(exactTokens[at]),
-        unpack2x16float(exactTokens[at + 1u]),
-      );
+  for (var turn = 0u; turn < (4u * PART + THREADS - 1u) / THREADS; turn++) {
+    let i = turn * THREADS + thread;
+    if (i < 4u * PART) {
+      let place = i % (PART / 4u);
+      let step = i / (PART / 4u);
+      let channel = part * PART + channelOf(place);
+      if (channel < D) {
+        let token = min(tokenOf(four + step) + member, tokens - 1u);
+        let at = start + (token * 2u + 1u) * params.kvHeads * (D / 2u) + channel / 2u;
+        right[step * RIGHT_STRIDE + place] = vec4f(
+          unpack2x16float(exactTokens[at]),
+          unpack2x16float(exactTokens[at + 1u]),
+        );
+      }
     }
   }
 }
@@ -225,8 +237,11 @@ fn attend_blocks(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_
   //# end
 
   // Workgroup memory may hold anything. The barriers before the first scores are compared let all see this.
-  for (var i = thread; i < BLOCK_ROWS; i += THREADS) {
-    atomicStore(&largest[i], 0u);
+  for (var turn = 0u; turn < (BLOCK_ROWS + THREADS - 1u) / THREADS; turn++) {
+    let i = turn * THREADS + thread;
+    if (i < BLOCK_ROWS) {
+      atomicStore(&largest[i], 0u);
+    }
   }
   for (var index = first; index < end; index++) {
     let tile = tiles[index];
@@ -246,9 +261,12 @@ fn attend_blocks(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_
     //# end
     for (var channel = 0u; channel < D; channel += 16u) {
       workgroupBarrier();
-      for (var i = thread; i < 4u * BLOCK_ROWS; i += THREADS) {
-        let query = queries[blockQueries + channel * (BLOCK_ROWS / 4u) + i];
-        left[i / (BLOCK_ROWS / 4u) * LEFT_STRIDE + i % (BLOCK_ROWS / 4u)] = query;
+      for (var turn = 0u; turn < (4u * BLOCK_ROWS + THREADS - 1u) / THREADS; turn++) {
+        let i = turn * THREADS + thread;
+        if (i < 4u * BLOCK_ROWS) {
+          let query = queries[blockQueries + channel * (BLOCK_ROWS / 4u) + i];
+          left[i / (BLOCK_ROWS / 4u) * LEFT_STRIDE + i % (BLOCK_ROWS / 4u)] = query;
+        }
       }
       if (isRecord) {
         stageKeys(start, channel, thread);
@@ -256,13 +274,13 @@ fn attend_blocks(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_
         stageExactKeys(start, tokens, channel, thread);
       }
       workgroupBarrier();
-      for (var step = 0u; step < 16u; step += UNROLLED) {
+      for (var round = 0u; round < 16u / UNROLLED; round++) {
         //# for k in 0..UNROLLED
         //# for h in 0..ROW_FOURS
-        let query_k_h = left[(step + $k) * LEFT_STRIDE + $h * TEAMS + team];
+        let query_k_h = left[(round * UNROLLED + $k) * LEFT_STRIDE + $h * TEAMS + team];
         //# end
         //# for j in 0..TOKEN_FOURS
-        let key_k_j = right[(step + $k) * RIGHT_STRIDE + $j * 16u + column];
+        let key_k_j = right[(round * UNROLLED + $k) * RIGHT_STRIDE + $j * 16u + column];
         //# end
         //# for h in 0..ROW_FOURS
         //# for i in 0..4
@@ -389,13 +407,13 @@ fn attend_blocks(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_
         stageExactValues(start, tokens, member / 4u * 16u, member % 4u, $p, thread);
       }
       workgroupBarrier();
-      for (var step = 0u; step < 16u; step += UNROLLED) {
+      for (var round = 0u; round < 16u / UNROLLED; round++) {
         //# for k in 0..UNROLLED
         //# for h in 0..ROW_FOURS
-        let weight_k_h = left[(step + $k) * LEFT_STRIDE + $h * TEAMS + team];
+        let weight_k_h = left[(round * UNROLLED + $k) * LEFT_STRIDE + $h * TEAMS + team];
         //# end
         //# for j in 0..CHANNEL_FOURS
-        let value_k_j = right[(step + $k) * RIGHT_STRIDE + $j * 16u + column];
+        let value_k_j = right[(round * UNROLLED + $k) * RIGHT_STRIDE + $j * 16u + column];
         //# end
         //# for h in 0..ROW_FOURS
         //# for i in 0..4

@@ -28,6 +28,8 @@ const HEADS = { queryHeads: 32, kvHeads: 8, headDim: 128 };
 const { queryHeads, kvHeads, headDim } = HEADS;
 const WIDTH = kvHeads * headDim;
 const CHUNK = 4096;
+/** Calls at once of those that take milliseconds. */
+const PREFILLS = 10;
 /** Exact tokens after the records. */
 const TAIL = 100;
 const OURS = { backend: "webgpu", variant: "f32" };
@@ -103,6 +105,42 @@ export function presetCase(preset: string, other: string, context: number, targe
   };
 }
 
+/** Many query tokens at once, the newest, as where a prompt comes in chunks. */
+export function prefillCase(
+  preset: string,
+  queries: number,
+  context: number,
+  targets: Targets = {},
+): GpuCase {
+  const name = "prefill";
+  const of = `${preset} d${headDim} h${queryHeads}/${kvHeads} q${queries} t${context}`;
+  return {
+    name,
+    case: of,
+    async run({ kvarn, timer }) {
+      const tokens = Math.min(context, timer.effort.mostTokens);
+      const news = Math.min(queries, tokens >> 1);
+      const q = upload(timer, new Source(6).rows(news * queryHeads, headDim), queryHeads * headDim);
+      const out: GpuTensor = { buffer: timer.buffer(q.buffer.size), type: "f32", tokens: news };
+      const time = async (cache: KvarnCache) => {
+        const call = (_: number, commandEncoder: GPUCommandEncoder) =>
+          cache.attend(0, q, { out, commandEncoder });
+        const result = await timer.time(call, { calls: Math.min(PREFILLS, timer.effort.calls) });
+        cache.dispose();
+        return result;
+      };
+      const value = await time(await fill(kvarn, preset, tokens - news, news));
+      // The same products, of tokens that are all exact: none is encoded before the append after theirs.
+      const exact = await time(await fill(kvarn, preset, 0, tokens));
+      const line = (who: { backend: string; variant: string }, value: number, targets?: Targets): Line => ({
+        ...{ name, ...who, case: of, value, unit: "us", baseline: exact, ratio: value / exact },
+        ...{ against: "our f16 blocks", ratioUnit: "x time", ...targets },
+      });
+      return [line(OURS, value, targets), line({ backend: "uncompressed", variant: "f16" }, exact)];
+    },
+  };
+}
+
 /** The tiles of a prompt, encoded by the append that follows it; a K and a V tile are two. */
 export function encodeCase(preset: string, targets: Targets): GpuCase {
   const { group } = parsePreset(preset);
@@ -169,7 +207,7 @@ async function timeAttend(
   context: number,
 ): Promise<{ time: number; recordBytes: number }> {
   const q = upload(timer, new Source(6).rows(queryHeads, headDim), queryHeads * headDim);
-  const first = await fill(kvarn, preset, context);
+  const first = await fill(kvarn, preset, context, TAIL);
   const { recordBytes } = first.memory();
   const caches = [first];
   while (caches.length < timer.turns(recordBytes)) {
@@ -198,8 +236,8 @@ async function timeF16(timer: GpuTimer, tokens: number, sideBytes: number): Prom
   return time;
 }
 
-/** A cache of one layer: `tokens` tokens, encoded as far as possible, and the tail. */
-async function fill(kvarn: Kvarn, preset: string, tokens: number): Promise<KvarnCache> {
+/** A cache of one layer: `tokens` tokens, encoded as far as possible, and others appended at once, which stay exact. */
+async function fill(kvarn: Kvarn, preset: string, tokens: number, exact: number): Promise<KvarnCache> {
   const cache = kvarn.createCache({ ...HEADS, preset, layers: 1 });
   const { k, v } = new Source(7).tokens(Math.min(CHUNK, tokens), kvHeads, headDim);
   for (let left = tokens; left > 0; left -= CHUNK) {
@@ -207,7 +245,8 @@ async function fill(kvarn: Kvarn, preset: string, tokens: number): Promise<Kvarn
     await cache.append(0, k.subarray(0, length), v.subarray(0, length));
     await cache.flush();
   }
-  await cache.append(0, k.subarray(0, TAIL * WIDTH), v.subarray(0, TAIL * WIDTH));
+  const newest = new Source(8).tokens(exact, kvHeads, headDim);
+  await cache.append(0, newest.k, newest.v);
   return cache;
 }
 

@@ -28,7 +28,7 @@ interface Pace {
 /** With up to 13,056 bytes of workgroup memory, so that three share the 48 KiB of a multiprocessor. */
 const HARDWARE: Pace = { leastRows: 32, threads: 128, rowFours: 2, unrolled: 4, groups: 2048 };
 /** On a CPU invocations take turns, and code takes long to compile. */
-const SOFTWARE: Pace = { leastRows: 24, threads: 64, rowFours: 1, unrolled: 1, groups: 8 };
+const SOFTWARE: Pace = { leastRows: 24, threads: 64, rowFours: 1, unrolled: 2, groups: 8 };
 
 function paceOf({ software }: Gpu): Pace {
   return software ? SOFTWARE : HARDWARE;
