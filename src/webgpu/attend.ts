@@ -105,15 +105,23 @@ function paceOf({ software }: Gpu): Pace {
   return software ? SOFTWARE : HARDWARE;
 }
 
-/** Enqueues attention of some query tokens over cached ones, see the reference's `attend`. */
-export function attend(gpu: Gpu, shape: AttendShape, request: GpuAttendRequest): void {
+/**
+ * Enqueues attention of some query tokens over cached ones, see the reference's `attend`.
+ * @param partialBytes most bytes of partial results
+ */
+export function attend(
+  gpu: Gpu,
+  shape: AttendShape,
+  request: GpuAttendRequest,
+  partialBytes = PARTIAL_BYTES,
+): void {
   const { kvHeads, queryHeads, headDim } = shape;
   const headsPerKvHead = queryHeads / kvHeads;
   const rows = request.queryTokens * headsPerKvHead;
   // Query tokens in chunks whose partial results fit with one split a run, and whose rows fit into a grid.
   const runs = Math.max(1, request.records.length + request.exact.length);
   const rowBytes = kvHeads * (headDim + 2) * 4;
-  const most = Math.min(MOST_GROUPS, Math.floor(PARTIAL_BYTES / 2 / rowBytes / runs));
+  const most = Math.min(MOST_GROUPS, Math.floor(partialBytes / 2 / rowBytes / runs));
   // Less what completes the last block.
   const mostRows = (rowsAtOnce: number) => most - (rowsAtOnce - 1);
   const block = blockRows(gpu, headDim);
@@ -129,7 +137,7 @@ export function attend(gpu: Gpu, shape: AttendShape, request: GpuAttendRequest):
     const rows = Math.min(mostTokens, request.queryTokens - token) * headsPerKvHead;
     const blocks = Math.ceil(rows / rowsAtOnce);
     const paddedRows = blocks * rowsAtOnce;
-    const mostSlots = Math.floor(PARTIAL_BYTES / (rowBytes * paddedRows));
+    const mostSlots = Math.floor(partialBytes / (rowBytes * paddedRows));
     const room = (slots: number): Partials => ({
       slots,
       partials: { buffer: gpu.scratch("attend-partials", slots * kvHeads * paddedRows * headDim * 4) },

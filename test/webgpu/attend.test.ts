@@ -35,6 +35,8 @@ interface Case {
   /** Whether each exact token is given by itself, as if they were in as many buffers. */
   scattered: boolean;
   qScale: number;
+  /** Most bytes of partial results; undefined: as it is. */
+  partialBytes: number | undefined;
   /** Changes records before they are used. */
   change: (record: DataView) => void;
 }
@@ -54,6 +56,7 @@ const usual: Case = {
   buffers: 1,
   scattered: false,
   qScale: 1,
+  partialBytes: undefined,
   change: () => {},
 };
 
@@ -168,7 +171,7 @@ function prepare(given: Partial<Case>) {
       outWord: PADDING,
     };
     const data = await runOn(gpu, () => {
-      attend(gpu, { kvHeads, queryHeads, headDim, layout }, request);
+      attend(gpu, { kvHeads, queryHeads, headDim, layout }, request, c.partialBytes);
       return gpu.read(out, PADDING * 4, q.length * 4);
     });
     out.destroy();
@@ -258,6 +261,12 @@ describe.skipIf(!hasGpu)("attention on a GPU", () => {
   it("of more query tokens, over more buffers, than partial results are kept for at a time", async () => {
     const many = { headDim: 512, kvHeads: 8, tail: 63, scattered: true };
     await check({ ...many, queryTokens: 7, half: true });
+    // By blocks of rows, eight query tokens at a time.
+    await check({ queryTokens: 37, partialBytes: 100_000 });
+  });
+
+  it("over exact tokens that are few in each of many buffers", async () => {
+    await check({ scattered: true, headDim: 16, kvHeads: 1, queryTokens: 9 });
   });
 
   it("whatever the tail holds", async () => {
