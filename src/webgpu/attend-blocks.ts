@@ -17,7 +17,7 @@ interface Pace {
   readonly leastRows: number;
   /** Invocations of a workgroup. */
   readonly threads: number;
-  /** Fours of rows that an invocation takes. */
+  /** Fours of rows that an invocation takes where there are enough. */
   readonly rowFours: number;
   /** Steps of a product that are written out. */
   readonly unrolled: number;
@@ -26,7 +26,7 @@ interface Pace {
 }
 
 /** With up to 13,056 bytes of workgroup memory, so that three share the 48 KiB of a multiprocessor. */
-const HARDWARE: Pace = { leastRows: 32, threads: 128, rowFours: 2, unrolled: 4, groups: 2048 };
+const HARDWARE: Pace = { leastRows: 16, threads: 128, rowFours: 2, unrolled: 8, groups: 2048 };
 /** On a CPU invocations take turns, and code takes long to compile. */
 const SOFTWARE: Pace = { leastRows: 24, threads: 64, rowFours: 1, unrolled: 2, groups: 8 };
 
@@ -34,15 +34,22 @@ function paceOf({ software }: Gpu): Pace {
   return software ? SOFTWARE : HARDWARE;
 }
 
-/** Rows of a block, and of a KV head from which on blocks are faster than a few rows at a time. */
-export function blockRows(gpu: Gpu, headDim: number): { rows: number; leastRows: number } {
+/**
+ * Of so many rows of a KV head: those of a block, and from how many on blocks are faster than a few rows at a time.
+ */
+export function blockRows(gpu: Gpu, headDim: number, rows: number): { rows: number; leastRows: number } {
   const pace = paceOf(gpu);
-  return { rows: (pace.threads / SIXTEEN) * rowFoursOf(pace, headDim) * 4, leastRows: pace.leastRows };
+  return { rows: teamsOf(pace) * rowFoursOf(pace, headDim, rows) * 4, leastRows: pace.leastRows };
 }
 
-/** Sums of long heads leave no registers for more rows. */
-function rowFoursOf({ rowFours }: Pace, headDim: number): number {
-  return headDim > PART ? 1 : rowFours;
+/** Invocations of a workgroup one below the other. */
+function teamsOf({ threads }: Pace): number {
+  return threads / SIXTEEN;
+}
+
+/** Sums of long heads leave no registers for more rows, and few rows fill no larger block. */
+function rowFoursOf(pace: Pace, headDim: number, rows: number): number {
+  return headDim > PART || rows <= teamsOf(pace) * 4 ? 1 : pace.rowFours;
 }
 
 /** Makes ready to attend to a request's query tokens. */
@@ -50,7 +57,7 @@ export function attendBlocks(gpu: Gpu, shape: AttendShape, request: GpuAttendReq
   const { kvHeads, queryHeads, headDim, layout } = shape;
   const headsPerKvHead = queryHeads / kvHeads;
   const pace = paceOf(gpu);
-  const constants = planBlocks(pace, layout);
+  const constants = planBlocks(pace, layout, request.queryTokens * headsPerKvHead);
   const { BLOCK_ROWS: rowsAtOnce } = constants;
   const most = Math.max(request.records.length, request.exact.length);
   const runs = Array.from({ length: most }, (_, i) => makeRun(gpu, shape, request, i));
@@ -151,11 +158,11 @@ function makeRun(
 }
 
 /** Constants of attend-blocks. */
-function planBlocks(pace: Pace, layout: RecordLayout): Constants {
+function planBlocks(pace: Pace, layout: RecordLayout, rows: number): Constants {
   const { headDim, group } = layout;
   const codes = codeConstants(layout);
-  const rowFours = rowFoursOf(pace, headDim);
-  const teams = pace.threads / SIXTEEN;
+  const rowFours = rowFoursOf(pace, headDim, rows);
+  const teams = teamsOf(pace);
   const part = Math.min(headDim, PART);
   const tokenFours = group / 4 / SIXTEEN;
   const channelFours = Math.ceil(part / 4 / SIXTEEN);

@@ -124,7 +124,7 @@ export function attend(
   const most = Math.min(MOST_GROUPS, Math.floor(partialBytes / 2 / rowBytes / runs));
   // Less what completes the last block.
   const mostRows = (rowsAtOnce: number) => most - (rowsAtOnce - 1);
-  const block = blockRows(gpu, headDim);
+  const block = blockRows(gpu, headDim, rows);
   const inBlocks = Math.min(rows, mostRows(block.rows)) >= block.leastRows;
   const rowsAtOnce = inBlocks ? block.rows : fewRows(gpu, headDim, rows);
   const mostTokens = Math.max(1, Math.floor(mostRows(rowsAtOnce) / headsPerKvHead));
