@@ -2,9 +2,10 @@
 
 export { attendExact, attendRecord, attendRecordF32, finishQueries, prepareQueries } from "./attend";
 export { writeTokens } from "./exact";
+export { keyNorms, sumTokens } from "./outliers";
 export { decodeKeys, decodeValues, encodeKeys, encodeNewKeys, encodeNewValues, encodeValues } from "./record";
 export { rotateRows } from "./rotate";
-export { setMask } from "./softmax";
+export { hideTokens, setMask } from "./softmax";
 export { normalize, pack, unpack, unpackCodes } from "./tiles";
 export {
   BEST_COLUMN_SCALE as columnScale,

@@ -11,6 +11,10 @@ let position: i32;
 let window: i32;
 let softCap: f32;
 
+// Tokens of a tile that no row sees, a bit for each: those 0 to 63, and the rest.
+let hiddenLow: u64;
+let hiddenHigh: u64;
+
 // Sets which tokens the rows of the following calls see: those of query token i, at position `first + i`, see the
 // `slidingWindow` tokens up to their own position. `cap` of 0: none.
 export function setMask(queryHeadsPerKvHead: i32, first: i32, slidingWindow: i32, cap: f32): void {
@@ -19,6 +23,13 @@ export function setMask(queryHeadsPerKvHead: i32, first: i32, slidingWindow: i32
   window = slidingWindow;
   softCap = cap;
   setConstants();
+}
+
+// Hides tokens of the tiles of the following calls, beyond what rows see by their positions: a bit for each, the first 32 of
+// a tile in `a`. Holds until it is called again.
+export function hideTokens(a: u32, b: u32, c: u32, d: u32): void {
+  hiddenLow = (<u64>a) | ((<u64>b) << 32);
+  hiddenHigh = (<u64>c) | ((<u64>d) << 32);
 }
 
 // Positions in a tile that begins at `start`, from and to, that a row sees: none where they are not in order. Neither is
@@ -55,6 +66,10 @@ export function soften(
   if (softCap > 0) cap(scores, end);
   hide(scores, 0, min(visibleFrom(row, start), to) - from);
   hide(scores, max(visibleTo(row, start, tokens), from) - from, to - from);
+  if (hiddenLow | hiddenHigh) {
+    hideSet(scores, hiddenLow, 0, from, to);
+    hideSet(scores, hiddenHigh, 64, from, to);
+  }
 
   const state = states + ((<usize>row) << 3);
   const decay = DECAYS + ((<usize>index) << 2);
@@ -83,6 +98,14 @@ export function soften(
 @inline
 function hide(scores: usize, from: i32, to: i32): void {
   for (let i = from; i < to; i++) store<f32>(scores + ((<usize>i) << 2), -Infinity);
+}
+
+// The same for 64 tokens from `first` on whose bits are set.
+function hideSet(scores: usize, bits: u64, first: i32, from: i32, to: i32): void {
+  for (; bits; bits &= bits - 1) {
+    const token = first + <i32>ctz(bits);
+    if (token >= from && token < to) store<f32>(scores + ((<usize>(token - from)) << 2), -Infinity);
+  }
 }
 
 // `softCap * tanh(x / softCap)`.

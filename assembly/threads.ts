@@ -8,7 +8,7 @@ import { attendExact, attendRecord, attendRecordF32 } from "./attend";
 import { clearRows } from "./combine";
 import { writeTokens } from "./exact";
 import { encodeKeys, encodeNewKeys, encodeNewValues, encodeValues } from "./record";
-import { setMask } from "./softmax";
+import { hideTokens, setMask } from "./softmax";
 
 export * from "./index";
 export { combineParts } from "./combine";
@@ -68,6 +68,7 @@ const ENCODE_VALUES = 6;
 const WRITE_TOKENS = 7;
 const ENCODE_NEW_KEYS = 8;
 const ENCODE_NEW_VALUES = 9;
+const HIDE_TOKENS = 10;
 
 @inline
 function arg(call: usize, index: usize): i32 {
@@ -229,6 +230,11 @@ function run(call: usize, end: usize): void {
         );
         store<i32>(call, i32(finite), 11 << 2);
         call += 12 << 2;
+        break;
+      }
+      case HIDE_TOKENS: {
+        hideTokens(arg(call, 1), arg(call, 2), arg(call, 3), arg(call, 4));
+        call += 5 << 2;
         break;
       }
       default:

@@ -116,6 +116,19 @@ export interface WriteTarget {
 export interface TilePair {
   readonly exact: Block;
   readonly record: Block;
+  /**
+   * By KV head: tokens of the tile that stay exact elsewhere. The record is that of a tile that has the mean of the head's
+   * other tokens, K and V, rounded to binary16, in place of each. Default: none.
+   */
+  readonly outliers?: readonly (readonly number[])[];
+}
+
+/** Tokens that a layer keeps exact beside its records, each for one KV head alone. */
+export interface Outliers {
+  /** By KV head: their positions, ascending. */
+  readonly positions: readonly (readonly number[])[];
+  /** Their K and V, rotated: binary16 bits, `[2 (K, V), headDim]` each, head after head. */
+  readonly data: Uint16Array;
 }
 
 /** The queries of one attention call, and how they are scored. */
@@ -147,6 +160,8 @@ export interface AttendRequest extends Queries {
   readonly records: readonly Segment[];
   /** The visible exact tiles. */
   readonly exact: readonly Segment[];
+  /** What stands for these tokens of the records. Default: none. */
+  readonly outliers?: Outliers;
   /** `[queryTokens, queryHeads, headDim]` */
   readonly out: Float32Array | GpuTensor;
 }
@@ -182,6 +197,13 @@ export interface Store {
     v: TensorData | GpuTensor,
     from: number,
   ): Uint8Array[];
+  /**
+   * Of a full exact block, the sum of the magnitudes of each token's K, `[kvHeads, group]`: not rounded, so the same on
+   * every engine. Missing where an engine keeps no outlier tokens.
+   */
+  keyNorms?(block: Block): Float64Array;
+  /** What an exact block holds of one token for one KV head: binary16 bits, `[2 (K, V), headDim]`. */
+  readHeadToken?(block: Block, head: number, token: number): Uint16Array;
   /** The first `tokens` tokens of an exact block: binary16 bits, `[tokens, 2 (K, V), kvHeads, headDim]`. */
   readExact(block: Block, tokens: number): Promise<Uint16Array>;
   writeExact(block: Block, data: Uint16Array): void;

@@ -1,5 +1,5 @@
 /** How many bytes a cache takes, from its configuration and what it holds. */
-import { encodedTiles, keptFrom } from "./cache/schedule.js";
+import { encodedTiles, keptFrom, mostOutliers } from "./cache/schedule.js";
 import {
   type CacheConfig,
   MAX_TOKENS,
@@ -22,7 +22,9 @@ export interface CacheBytes {
   tailBytes: number;
   /** Encoded tiles. */
   recordBytes: number;
-  /** The three together. */
+  /** Outlier tokens, in binary16, beside the tiles that they are of. */
+  outlierBytes: number;
+  /** All of these together. */
   totalBytes: number;
   /** The same tokens in an uncompressed binary16 cache. */
   f16Bytes: number;
@@ -33,7 +35,8 @@ export interface CacheBytes {
 }
 
 /**
- * What a cache of this configuration holds after `tokens` tokens and a `flush`, without making it.
+ * What a cache of this configuration holds after `tokens` tokens and a `flush`, without making it. Of outlier tokens, the
+ * most that there can be.
  * @param config as for `createCache`
  * @param tokens context length, the same in every layer
  */
@@ -50,7 +53,7 @@ export function bytesFor(config: CacheConfig, tokens: number): CacheBytes {
     const sink = Math.min(tokens, group);
     const records = Math.max(0, tiles - freed);
     const tail = tokens - sink - Math.max(0, tiles - 1) * group;
-    return { sink, tail, records };
+    return { sink, tail, records, outliers: layer.kvHeads * mostOutliers(layer.outlierTokens, records) };
   });
   return cacheBytes(resolved, counts);
 }
@@ -63,11 +66,13 @@ export interface LayerCounts {
   tail: number;
   /** Tiles encoded. */
   records: number;
+  /** Outlier tokens, those of each KV head counted. */
+  outliers: number;
 }
 
 /** Sums up bytes over layers. */
 export function cacheBytes(config: ResolvedConfig, counts: readonly LayerCounts[]): CacheBytes {
-  const sum = { sinkBytes: 0, tailBytes: 0, recordBytes: 0, totalBytes: 0, f16Bytes: 0 };
+  const sum = { sinkBytes: 0, tailBytes: 0, recordBytes: 0, outlierBytes: 0, totalBytes: 0, f16Bytes: 0 };
   let tileBytes = 0;
   let tileHalfBytes = 0;
   config.layers.forEach((layer, i) => {
@@ -76,11 +81,12 @@ export function cacheBytes(config: ResolvedConfig, counts: readonly LayerCounts[
     sum.sinkBytes += counts[i].sink * perToken;
     sum.tailBytes += counts[i].tail * perToken;
     sum.recordBytes += counts[i].records * perTile;
+    sum.outlierBytes += (counts[i].outliers * perToken) / layer.kvHeads;
     sum.f16Bytes += (counts[i].sink + counts[i].tail + counts[i].records * config.preset.group) * perToken;
     tileBytes += perTile;
     tileHalfBytes += config.preset.group * perToken;
   });
-  sum.totalBytes = sum.sinkBytes + sum.tailBytes + sum.recordBytes;
+  sum.totalBytes = sum.sinkBytes + sum.tailBytes + sum.recordBytes + sum.outlierBytes;
   const ratio = sum.totalBytes === 0 ? 1 : sum.f16Bytes / sum.totalBytes;
   return { ...sum, ratio, recordRatio: tileHalfBytes / tileBytes };
 }

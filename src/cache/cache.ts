@@ -87,6 +87,7 @@ export class KvarnCache {
       return new CacheLayer(layer, store, config.exactWindow, mayLeave);
     });
     open.add(this);
+    this.#orDispose(() => this.#checkOutlierTokens());
     const { capacity } = config;
     if (capacity > 0) {
       this.#orDispose(() => {
@@ -194,7 +195,8 @@ export class KvarnCache {
       );
     }
     const shape = { queryTokens, queryHeads, position, ...state.segments(from) };
-    const request = { q: data, ...shape, slidingWindow, softCap, sinkLogits, softmaxScale, out };
+    const { outliers } = state;
+    const request = { q: data, ...shape, outliers, slidingWindow, softCap, sinkLogits, softmaxScale, out };
     const times = state.timesUndone;
     await this.#run(() => state.store.attend(request), encoder);
     state.checkKept(times);
@@ -257,10 +259,19 @@ export class KvarnCache {
    * All records of a layer, those of one tile's KV heads after one another, tiles in token order; of which tokens
    * says {@link recordRange}.
    * @param options `padding`: how to space them, `"none"` or `"vllm"`
+   * @throws {KvarnError} `invalid-argument` for a layer with outlier tokens, which are not in its records
    */
   async exportRecords(layer: number, options?: { padding?: RecordPadding }): Promise<Uint8Array> {
-    const { layout, kvHeads } = this.#usable(layer).config;
+    const { counts, config } = this.#usable(layer);
+    const { layout, kvHeads } = config;
     const stride = recordStride(layout, options?.padding);
+    if (counts.outliers > 0) {
+      throw new KvarnError(
+        "invalid-argument",
+        `layer ${layer} keeps ${counts.outliers} outlier tokens of its heads beside its records, which would be lost: ` +
+          "serialize the cache, or make it without outlierTokens",
+      );
+    }
     const snapshot = this.fork();
     try {
       const tiles = await snapshot.#run(() => snapshot.#layers[layer].readRecords());
@@ -318,8 +329,8 @@ export class KvarnCache {
     }
     const snapshot = this.fork();
     try {
-      const { tiles } = await snapshot.#run(() => snapshot.#layers[layer].save());
-      return await readTiles(this.#backend, state.config, tiles);
+      const saved = await snapshot.#run(() => snapshot.#layers[layer].save());
+      return await readTiles(this.#backend, state.config, saved);
     } finally {
       snapshot.dispose();
     }
@@ -432,6 +443,15 @@ export class KvarnCache {
     throw new KvarnError(
       "invalid-argument",
       "with a commandEncoder all tensors of the call, its out included, must be on the GPU",
+    );
+  }
+
+  #checkOutlierTokens(): void {
+    if (this.#config.outlierTokens === 0 || this.#layers.every(({ store }) => "keyNorms" in store)) return;
+    throw new KvarnError(
+      "invalid-argument",
+      `outlierTokens is ${this.#config.outlierTokens}, but the ${this.#backend.kind} backend keeps none: ` +
+        'leave it out, or use "wasm" or "reference"',
     );
   }
 

@@ -2,11 +2,12 @@
  * One layer of a cache: a list of tiles of `group` tokens. Tile 0 is the sink. Then come tiles that a sliding window
  * has let go (their places stay, empty), then records, then exact tiles, the tail, the last of them partly filled.
  */
-import type { Block, Budget, Segment, Store, TilePair, WriteTarget } from "../backend.js";
+import type { Block, Budget, Outliers, Segment, Store, TilePair, WriteTarget } from "../backend.js";
 import { halfBytesPerToken, type LayerCounts, tileRecordBytes } from "../bytes.js";
 import type { ResolvedLayer } from "../config.js";
 import { KvarnError } from "../errors.js";
 import type { GpuTensor, TensorData } from "../tensor.js";
+import { OutlierPool } from "./outliers.js";
 import type { SavedLayer } from "./serialize.js";
 import { encodedTiles, keptFrom, visibleFrom } from "./schedule.js";
 
@@ -20,6 +21,14 @@ interface LayerState {
   readonly length: number;
   readonly firstKept: number;
   readonly firstTail: number;
+  readonly outliers: OutlierPool;
+}
+
+/** What encoding takes: where records go, and which tokens stay exact beside them. */
+interface Encoding {
+  readonly pairs: readonly TilePair[];
+  /** The layer's outlier tokens then. */
+  readonly outliers: OutlierPool;
 }
 
 export class CacheLayer {
@@ -35,6 +44,7 @@ export class CacheLayer {
   #firstKept = 1;
   /** First tile of the tail: exact from here on. At least 1. */
   #firstTail = 1;
+  #outliers: OutlierPool;
   /** Memory that was set aside for a known capacity: kept when tiles give it up. */
   readonly #setAside = new Set<Block>();
   /** The part of it that no tile uses. */
@@ -51,6 +61,7 @@ export class CacheLayer {
     this.#group = config.layout.group;
     this.#exactWindow = exactWindow;
     this.#budget = budget;
+    this.#outliers = OutlierPool.empty(config.kvHeads);
   }
 
   /** Tokens. */
@@ -72,12 +83,18 @@ export class CacheLayer {
     const sinkIsRecord = this.#tiles[0]?.kind === "record";
     const sink = sinkIsRecord ? 0 : Math.min(this.#length, this.#group);
     const records = this.#firstTail - this.#firstKept + (sinkIsRecord ? 1 : 0);
-    return { sink, tail: Math.max(0, this.#length - this.#firstTail * this.#group), records };
+    const tail = Math.max(0, this.#length - this.#firstTail * this.#group);
+    return { sink, tail, records, outliers: this.#outliers.count };
   }
 
-  /** Bytes of all blocks, in use or set aside, and what the engine holds besides. */
+  /** Bytes of all blocks, in use or set aside, and what the engine and this layer hold besides. */
   get reservedBytes(): number {
-    return this.#blockBytes + this.store.slackBytes;
+    return this.#blockBytes + this.store.slackBytes + this.#outliers.data.byteLength;
+  }
+
+  /** Tokens that stay exact beside the records; undefined where there are none. */
+  get outliers(): Outliers | undefined {
+    return this.#outliers.count === 0 ? undefined : this.#outliers;
   }
 
   /** The tokens, `[start, end)`, that are records. */
@@ -109,12 +126,12 @@ export class CacheLayer {
   append(k: TensorData | GpuTensor, v: TensorData | GpuTensor, tokens: number): void {
     this.#transact((made) => {
       this.store.check?.(k, v);
-      const records = this.#allocateRecords(made);
+      const encoding = this.#prepareEncoding(made);
       const targets = this.#allocateTail(tokens, made);
       this.store.write(targets, k, v);
-      this.#encode(records);
+      this.#encode(encoding);
       return () => {
-        this.#putRecords(records);
+        this.#putRecords(encoding);
         targets.forEach(({ block, from }) =>
           this.#put(Math.floor((this.#length + from) / this.#group), block),
         );
@@ -126,9 +143,9 @@ export class CacheLayer {
   /** Encodes what is due. All or nothing. */
   flush(): void {
     this.#transact((made) => {
-      const records = this.#allocateRecords(made);
-      this.#encode(records);
-      return () => this.#putRecords(records);
+      const encoding = this.#prepareEncoding(made);
+      this.#encode(encoding);
+      return () => this.#putRecords(encoding);
     });
   }
 
@@ -184,6 +201,7 @@ export class CacheLayer {
     this.#length = length;
     this.#firstTail = Math.max(1, Math.min(this.#firstTail, tiles));
     this.#firstKept = Math.min(this.#firstKept, this.#firstTail);
+    this.#outliers = this.#outliers.within(0, length);
   }
 
   /** Takes the tiles of another layer of the same shape, as shared ones. */
@@ -230,7 +248,8 @@ export class CacheLayer {
   /** Everything that a saved cache keeps of the layer. */
   async save(): Promise<SavedLayer> {
     const tiles = await Promise.all(this.#tiles.map((block, tile) => this.#readTile(block, tile)));
-    return { length: this.#length, firstKept: this.#firstKept, firstTail: this.#firstTail, tiles };
+    const { outliers } = this;
+    return { length: this.#length, firstKept: this.#firstKept, firstTail: this.#firstTail, tiles, outliers };
   }
 
   /** Fills an empty layer with what {@link save} returned. */
@@ -248,7 +267,9 @@ export class CacheLayer {
         this.store.writeExact(exact, data);
         return exact;
       });
-      return () => this.#become({ ...saved, tiles: blocks });
+      const { kvHeads, headDim } = this.config;
+      const outliers = saved.outliers ? OutlierPool.of(saved.outliers, headDim) : OutlierPool.empty(kvHeads);
+      return () => this.#become({ ...saved, tiles: blocks, outliers });
     });
   }
 
@@ -342,12 +363,13 @@ export class CacheLayer {
   }
 
   #state(): LayerState {
-    const tiles = this.#tiles.slice();
-    return { tiles, length: this.#length, firstKept: this.#firstKept, firstTail: this.#firstTail };
+    const [tiles, outliers] = [this.#tiles.slice(), this.#outliers];
+    return { tiles, length: this.#length, firstKept: this.#firstKept, firstTail: this.#firstTail, outliers };
   }
 
-  #become({ tiles, length, firstKept, firstTail }: LayerState): void {
+  #become({ tiles, length, firstKept, firstTail, outliers }: LayerState): void {
     this.#tiles = tiles;
+    this.#outliers = outliers;
     this.#records = undefined;
     this.#length = length;
     this.#firstKept = firstKept;
@@ -359,13 +381,37 @@ export class CacheLayer {
     this.#blockBytes += block.bytes;
   }
 
-  /** Memory for the records of every tile that is due. */
-  #allocateRecords(made: Block[]): Block[] {
-    const due = encodedTiles(this.#length, this.#exactWindow, this.#group);
-    const records: Block[] = [];
+  /** Memory for the records of every tile that is due, and the outlier tokens among all of them. */
+  #prepareEncoding(made: Block[]): Encoding {
+    const pairs: TilePair[] = [];
+    let outliers = this.#outliers;
+    // Tiles that the window has passed already are not worth their encoding, but tokens of them may have outdone others.
     const first = Math.max(this.#firstTail, this.#keptTile());
-    for (let tile = first; tile < due; tile++) records.push(this.#acquire("record", this.#group, made));
-    return records;
+    for (let tile = this.#firstTail; tile < this.#due; tile++) {
+      const exact = this.#tiles[tile]!;
+      const chosen = this.#chooseOutliers(outliers, exact, tile);
+      if (chosen) outliers = chosen.outliers;
+      if (tile < first) continue;
+      pairs.push({ exact, record: this.#acquire("record", this.#group, made), outliers: chosen?.places });
+    }
+    return { pairs, outliers };
+  }
+
+  /** The outlier tokens of one tile more: their places in it, and all of them. */
+  #chooseOutliers(
+    held: OutlierPool,
+    exact: Block,
+    tile: number,
+  ): { places: number[][]; outliers: OutlierPool } | undefined {
+    const { outlierTokens, slidingWindow } = this.config;
+    if (outlierTokens === 0) return undefined;
+    const start = tile * this.#group;
+    // As a query at the tile's end has it, however many tiles are due: so the tokens chosen do not hang on that.
+    const visible = visibleFrom(start + this.#group - 1, slidingWindow);
+    const outliers = held.within(visible - (visible % this.#group));
+    const places = outliers.choose(outlierTokens, this.store.keyNorms!(exact));
+    const read = (head: number, token: number) => this.store.readHeadToken!(exact, head, token);
+    return { places, outliers: outliers.with(start, places, read) };
   }
 
   /** Where the tail is to begin: behind every tile that is due. */
@@ -373,19 +419,17 @@ export class CacheLayer {
     return Math.max(this.#firstTail, encodedTiles(this.#length, this.#exactWindow, this.#group));
   }
 
-  /** Encodes the oldest exact tiles into `records`, which nothing refers to yet. */
-  #encode(records: readonly Block[]): void {
-    // Tiles that the window has passed already are not worth their encoding: `records` are those of the last ones.
-    const first = this.#due - records.length;
-    const pairs: TilePair[] = records.map((record, i) => ({ exact: this.#tiles[first + i]!, record }));
+  /** Encodes tiles into records that nothing refers to yet. */
+  #encode({ pairs }: Encoding): void {
     if (pairs.length > 0) this.store.encode(pairs);
   }
 
-  /** Puts `records` in place of the tiles that they were made of, and lets go what no later query sees. */
-  #putRecords(records: readonly Block[]): void {
+  /** Puts records in place of the tiles that they were made of, and lets go what no later query sees. */
+  #putRecords({ pairs, outliers }: Encoding): void {
     const due = this.#due;
-    records.forEach((record, i) => this.#put(due - records.length + i, record));
+    pairs.forEach(({ record }, i) => this.#put(due - pairs.length + i, record));
     this.#firstTail = due;
+    this.#outliers = outliers;
     this.#letGo();
   }
 
@@ -401,6 +445,7 @@ export class CacheLayer {
       this.#tiles[this.#firstKept] = undefined;
       this.#records = undefined;
     }
+    if (this.#firstKept > 1) this.#outliers = this.#outliers.within(this.#firstKept * this.#group);
   }
 
   /** Room for new tokens behind the last one, tile by tile. */

@@ -1,5 +1,5 @@
 /** From the tiles of a layer back to K and V. */
-import type { Backend } from "../backend.js";
+import type { Backend, Outliers } from "../backend.js";
 import { decodeTiles, type KeysAndValues } from "../codec.js";
 import type { ResolvedLayer } from "../config.js";
 import { fromHalf } from "../half.js";
@@ -7,12 +7,12 @@ import type { SavedLayer } from "./serialize.js";
 
 /**
  * K and V of all tokens of a layer, rotated back.
- * @param tiles all that the layer has: none let go
+ * @param saved a layer of which no tile was let go
  */
 export async function readTiles(
   backend: Backend,
   layer: ResolvedLayer,
-  tiles: SavedLayer["tiles"],
+  { tiles, outliers }: SavedLayer,
 ): Promise<KeysAndValues> {
   const width = layer.kvHeads * layer.headDim;
   const perTile = layer.layout.group * width;
@@ -50,5 +50,27 @@ export async function readTiles(
       }
     }
   }
+  if (outliers) await putOutliers(backend, layer, outliers, k, v);
   return { k, v };
+}
+
+/** Puts outlier tokens where records have others for them. */
+async function putOutliers(
+  backend: Backend,
+  { kvHeads, headDim }: ResolvedLayer,
+  { positions, data }: Outliers,
+  k: Float32Array,
+  v: Float32Array,
+): Promise<void> {
+  const rows = Float32Array.from(data, fromHalf);
+  await backend.rotate(rows, headDim, rows);
+  let at = 0;
+  positions.forEach((ofHead, head) => {
+    for (const position of ofHead) {
+      const place = (position * kvHeads + head) * headDim;
+      k.set(rows.subarray(at, at + headDim), place);
+      v.set(rows.subarray(at + headDim, at + 2 * headDim), place);
+      at += 2 * headDim;
+    }
+  });
 }

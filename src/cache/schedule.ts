@@ -11,6 +11,14 @@ export function encodedTiles(length: number, exactWindow: number, group: number)
   return Math.max(0, Math.floor((length - exactWindow) / group));
 }
 
+/** Outlier tokens that a KV head keeps beyond those that are the smallest at the time. */
+const EXTRA_OUTLIERS = 32;
+
+/** How many outlier tokens a KV head can have of so many tiles, with `outlierTokens` asked for. */
+export function mostOutliers(outlierTokens: number, tiles: number): number {
+  return outlierTokens === 0 ? 0 : Math.min(outlierTokens * tiles, outlierTokens + EXTRA_OUTLIERS);
+}
+
 /** First position that a query at `position` sees. */
 export function visibleFrom(position: number, slidingWindow: number): number {
   return Math.max(0, position - slidingWindow + 1);

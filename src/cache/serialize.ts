@@ -2,13 +2,15 @@
  * A cache as bytes. All numbers little-endian:
  *
  *     0   8  magic: "KVARN" and three zero bytes
- *     8   4  version, 1
+ *     8   4  version: 1, or 2 with outlier tokens
  *     12  4  n, length of the header
  *     16  n  header, JSON in UTF-8: the configuration and, per layer, how many tokens and tiles of which kind
  *     …      for each layer its tiles in order: exact ones as binary16 bits `[tokens, 2 (K, V), kvHeads, headDim]` in
- *            the rotated frame, encoded ones as their records, one per KV head
+ *            the rotated frame, encoded ones as their records, one per KV head; then its outlier tokens, head by head,
+ *            as binary16 bits `[2 (K, V), headDim]`
  *     -4  4  CRC-32 of everything before
  */
+import type { Outliers } from "../backend.js";
 import { tileRecordBytes } from "../bytes.js";
 import { checkScales } from "../codec.js";
 import {
@@ -20,7 +22,7 @@ import {
 } from "../config.js";
 import { checkInteger, describe, KvarnError } from "../errors.js";
 import { crc32 } from "./crc32.js";
-import { visibleFrom } from "./schedule.js";
+import { mostOutliers, visibleFrom } from "./schedule.js";
 
 /** One layer as it is saved. */
 export interface SavedLayer {
@@ -31,6 +33,7 @@ export interface SavedLayer {
   firstTail: number;
   /** By tile: binary16 bits of an exact one, records of an encoded one, undefined for one that a window let go. */
   tiles: (Uint8Array | Uint16Array | undefined)[];
+  outliers: Outliers | undefined;
 }
 
 export interface SavedCache {
@@ -44,22 +47,28 @@ interface LayerHeader {
   sink: "exact" | "record";
   firstKept: number;
   firstTail: number;
+  /** By KV head, the positions of outlier tokens; missing where there are none. */
+  outliers?: number[][];
 }
 
 const MAGIC = [0x4b, 0x56, 0x41, 0x52, 0x4e, 0, 0, 0];
 const VERSION = 1;
+/** Of caches with outlier tokens, which releases that read version 1 alone would take for other bytes. */
+const OUTLIER_VERSION = 2;
 const HEADER = 16;
 const CHECKSUM = 4;
 
 /** Writes a cache. */
 export function writeSavedCache({ config, layers }: SavedCache): Uint8Array {
   const header = new TextEncoder().encode(JSON.stringify(describeCache(config, layers)));
-  const parts = layers.flatMap(({ tiles }) => tiles.filter((tile) => tile !== undefined));
+  const parts = layers.flatMap(({ tiles, outliers }) => {
+    return [...tiles, outliers?.data].filter((part) => part !== undefined);
+  });
   const payload = parts.reduce((sum, part) => sum + part.byteLength, 0);
   const bytes = new Uint8Array(HEADER + header.length + payload + CHECKSUM);
   const view = new DataView(bytes.buffer);
   bytes.set(MAGIC);
-  view.setUint32(8, VERSION, true);
+  view.setUint32(8, versionOf(config), true);
   view.setUint32(12, header.length, true);
   bytes.set(header, HEADER);
   let at = HEADER + header.length;
@@ -84,10 +93,10 @@ export function readSavedCache(bytes: unknown): SavedCache {
   }
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   const version = view.getUint32(8, true);
-  if (version !== VERSION) {
+  if (version !== VERSION && version !== OUTLIER_VERSION) {
     throw new KvarnError(
       "unsupported-version",
-      `the saved cache has version ${version}; this release reads ${VERSION}`,
+      `the saved cache has version ${version}; this release reads ${VERSION} and ${OUTLIER_VERSION}`,
     );
   }
   const end = bytes.length - CHECKSUM;
@@ -97,6 +106,9 @@ export function readSavedCache(bytes: unknown): SavedCache {
   const start = HEADER + view.getUint32(12, true);
   if (start > end) throw corrupt("the saved cache's header is longer than the file");
   const { config, headers } = readHeader(bytes.subarray(HEADER, start));
+  if (versionOf(config) !== version) {
+    throw corrupt(`the saved cache has version ${version} and outlierTokens ${config.outlierTokens}`);
+  }
   let at = start;
   const layers = config.layers.map((layer, i) => {
     const saved = readTiles(bytes.subarray(at, end), config, layer, headers[i]);
@@ -107,20 +119,26 @@ export function readSavedCache(bytes: unknown): SavedCache {
   return { config, layers };
 }
 
+function versionOf({ outlierTokens }: ResolvedConfig): number {
+  return outlierTokens > 0 ? OUTLIER_VERSION : VERSION;
+}
+
 function describeCache(config: ResolvedConfig, layers: readonly SavedLayer[]): object {
   return {
     preset: config.preset.name,
     iterations: config.iterations,
     exactWindow: config.exactWindow,
+    outlierTokens: config.outlierTokens === 0 ? undefined : config.outlierTokens,
     layers: config.layers.map((layer, i) => {
       const { queryHeads, kvHeads, headDim, softmaxScale } = layer;
-      const { length, firstKept, firstTail, tiles } = layers[i];
+      const { length, firstKept, firstTail, tiles, outliers } = layers[i];
       return {
         ...{ queryHeads, kvHeads, headDim, softmaxScale },
         slidingWindow: layer.slidingWindow === Infinity ? undefined : layer.slidingWindow,
         softCap: layer.softCap === 0 ? undefined : layer.softCap,
         sinkLogits: layer.sinkLogits && Array.from(layer.sinkLogits),
         ...{ length, firstKept, firstTail, sink: tiles[0] instanceof Uint8Array ? "record" : "exact" },
+        outliers: outliers?.positions,
       };
     }),
   };
@@ -128,10 +146,10 @@ function describeCache(config: ResolvedConfig, layers: readonly SavedLayer[]): o
 
 function readHeader(bytes: Uint8Array): { config: ResolvedConfig; headers: LayerHeader[] } {
   try {
-    const { preset, iterations, exactWindow, layers } = JSON.parse(
+    const { preset, iterations, exactWindow, outlierTokens, layers } = JSON.parse(
       new TextDecoder("utf-8", { fatal: true }).decode(bytes),
     ) as CacheConfig & { layers: LayerHeader[] };
-    const config = resolveConfig({ preset, iterations, exactWindow, layers });
+    const config = resolveConfig({ preset, iterations, exactWindow, outlierTokens, layers });
     layers.forEach((layer, i) => checkLayerHeader(layer, i, config.layers[i]));
     return { config, headers: layers };
   } catch (error) {
@@ -146,10 +164,12 @@ function readHeader(bytes: Uint8Array): { config: ResolvedConfig; headers: Layer
 }
 
 function checkLayerHeader(
-  { length, firstKept, firstTail, sink }: LayerHeader,
+  { length, firstKept, firstTail, sink, outliers }: LayerHeader,
   layer: number,
-  { layout: { group }, slidingWindow }: ResolvedLayer,
+  config: ResolvedLayer,
 ): void {
+  const { layout, slidingWindow } = config;
+  const { group } = layout;
   checkInteger(`layers[${layer}].length`, length, 0, MAX_TOKENS);
   checkInteger(`layers[${layer}].firstTail`, firstTail, 1, Math.max(1, Math.floor(length / group)));
   checkInteger(`layers[${layer}].firstKept`, firstKept, 1, firstTail);
@@ -162,6 +182,33 @@ function checkLayerHeader(
   if (sink !== "exact" && (sink !== "record" || length < group)) {
     throw new KvarnError("corrupt-data", `layers[${layer}].sink is ${describe(sink)} at length ${length}`);
   }
+  if (outliers !== undefined) checkOutliers(outliers, layer, firstKept, firstTail, config);
+}
+
+/** Positions of encoded tokens, ascending, and no more of a head or of a tile than there can be. */
+function checkOutliers(
+  outliers: unknown,
+  layer: number,
+  firstKept: number,
+  firstTail: number,
+  { layout: { group }, kvHeads, outlierTokens }: ResolvedLayer,
+): void {
+  const most = mostOutliers(outlierTokens, firstTail - firstKept);
+  const isHead = (head: unknown): boolean => {
+    if (!Array.isArray(head) || head.length > most) return false;
+    const positions = head as unknown[];
+    const tiles = positions.map((position) => Math.floor(Number(position) / group));
+    return (
+      positions.every((position, i) => Number.isInteger(position) && !(position! <= positions[i - 1]!)) &&
+      tiles.every((tile, i) => tile >= firstKept && tile < firstTail && tile !== tiles[i + outlierTokens])
+    );
+  };
+  if (!Array.isArray(outliers) || outliers.length !== kvHeads || !outliers.every(isHead)) {
+    throw new KvarnError(
+      "corrupt-data",
+      `layers[${layer}].outliers are not positions of encoded tokens by KV head`,
+    );
+  }
 }
 
 /** Takes one layer's tiles from the front of `bytes`. */
@@ -169,7 +216,7 @@ function readTiles(
   bytes: Uint8Array,
   config: ResolvedConfig,
   layer: ResolvedLayer,
-  { length, firstKept, firstTail, sink }: LayerHeader,
+  { length, firstKept, firstTail, sink, outliers: positions }: LayerHeader,
 ): { layer: SavedLayer; bytes: number } {
   const { group } = config.preset;
   const perToken = 2 * layer.kvHeads * layer.headDim;
@@ -181,6 +228,12 @@ function readTiles(
     // A copy: 16-bit views need an even address, and the caller's array may change. Not slice(): a Buffer's is a view.
     return new Uint8Array(bytes.subarray(at - count, at));
   };
+  const takeHalves = (count: number): Uint16Array => {
+    const halves = new Uint16Array(take(count * 2).buffer);
+    if (halves.some((half) => (half & 0x7c00) === 0x7c00))
+      throw corrupt("the saved cache holds NaN or infinite tokens");
+    return halves;
+  };
   for (let tile = 0; tile * group < length; tile++) {
     if (tile > 0 && tile < firstKept) {
       tiles.push(undefined);
@@ -190,13 +243,12 @@ function readTiles(
       tiles.push(records);
     } else {
       const tokens = Math.min(group, length - tile * group);
-      const exact = new Uint16Array(take(tokens * perToken * 2).buffer);
-      if (exact.some((half) => (half & 0x7c00) === 0x7c00))
-        throw corrupt("the saved cache holds NaN or infinite tokens");
-      tiles.push(exact);
+      tiles.push(takeHalves(tokens * perToken));
     }
   }
-  return { layer: { length, firstKept, firstTail, tiles }, bytes: at };
+  const data = positions && takeHalves(positions.flat().length * 2 * layer.headDim);
+  const outliers = positions && data && { positions, data };
+  return { layer: { length, firstKept, firstTail, tiles, outliers }, bytes: at };
 }
 
 function corrupt(message: string): KvarnError {

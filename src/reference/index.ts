@@ -9,6 +9,7 @@ import type {
   Backend,
   Block,
   Normalized,
+  Outliers,
   Packed,
   Segment,
   Store,
@@ -189,14 +190,38 @@ class ReferenceStore implements Store {
 
   encode(tiles: readonly TilePair[]): void {
     const { kvHeads, layout, iterations } = this.#shape;
-    for (const { exact, record } of tiles) {
+    for (const { exact, record, outliers } of tiles) {
       const source = this.#exact(exact);
       const target = this.#record(record);
       for (let head = 0; head < kvHeads; head++) {
         const tokens = this.#exactRows(source, head, layout.group);
+        if (outliers) {
+          putMean(tokens.keys, layout.headDim, outliers[head]);
+          putMean(tokens.values, layout.headDim, outliers[head]);
+        }
         target.data.set(encodeRecord(tokens, layout, iterations), head * layout.bytes);
       }
     }
+  }
+
+  keyNorms(block: Block): Float64Array {
+    const { kvHeads, headDim, layout } = this.#shape;
+    const norms = new Float64Array(kvHeads * layout.group);
+    for (let head = 0; head < kvHeads; head++) {
+      const { keys } = this.#exactRows(this.#exact(block), head, layout.group);
+      keys.forEach((key, i) => {
+        norms[head * layout.group + Math.floor(i / headDim)] += Math.abs(key);
+      });
+    }
+    return norms;
+  }
+
+  readHeadToken(block: Block, head: number, token: number): Uint16Array {
+    const { data } = this.#exact(block);
+    const { headDim } = this.#shape;
+    const start = token * 2 * this.#width + head * headDim;
+    const [k, v] = [start, start + this.#width].map((at) => data.subarray(at, at + headDim));
+    return Uint16Array.of(...k, ...v);
   }
 
   async readExact(block: Block, tokens: number): Promise<Uint16Array> {
@@ -243,7 +268,7 @@ class ReferenceStore implements Store {
       read: (head: number) =>
         block.kind === "exact"
           ? this.#exactRows(this.#exact(block), head, tokens)
-          : this.#recordRows(this.#record(block), head),
+          : this.#putOutliers(this.#recordRows(this.#record(block), head), start, head, request.outliers),
     }));
     // What lies on a GPU never comes here.
     const [q, out] = [request.q as TensorData, request.out as Float32Array];
@@ -287,6 +312,23 @@ class ReferenceStore implements Store {
     return decodeRecord(block.data.subarray(head * layout.bytes, (head + 1) * layout.bytes), layout);
   }
 
+  /** Puts exact tokens in place of what a record, from position `start` on, has for them. */
+  #putOutliers(rows: TokenRows, start: number, head: number, outliers: Outliers | undefined): TokenRows {
+    if (!outliers) return rows;
+    const { headDim, layout } = this.#shape;
+    const first = outliers.positions.slice(0, head).reduce((sum, { length }) => sum + length, 0);
+    outliers.positions[head].forEach((position, i) => {
+      if (position < start || position >= start + layout.group) return;
+      const at = (first + i) * 2 * headDim;
+      for (let channel = 0; channel < headDim; channel++) {
+        const target = (position - start) * headDim + channel;
+        rows.keys[target] = fromHalf(outliers.data[at + channel]);
+        rows.values[target] = fromHalf(outliers.data[at + headDim + channel]);
+      }
+    });
+    return rows;
+  }
+
   #keep<B extends Block>(block: B): B {
     this.#live.add(block);
     return block;
@@ -301,6 +343,19 @@ class ReferenceStore implements Store {
   #record(block: Block): RecordBlock {
     if (!(block instanceof RecordBlock) || !this.#live.has(block)) throw new Error("not a live record block");
     return block;
+  }
+}
+
+/** Puts the mean of the other rows, as binary16 has it, in place of some. */
+function putMean(rows: TokenRows["keys"], headDim: number, places: readonly number[]): void {
+  const tokens = rows.length / headDim;
+  for (let channel = 0; channel < headDim; channel++) {
+    let sum = 0;
+    for (let token = 0; token < tokens; token++) {
+      if (!places.includes(token)) sum += rows[token * headDim + channel];
+    }
+    const mean = fromHalf(toHalf(sum / (tokens - places.length)));
+    for (const place of places) rows[place * headDim + channel] = mean;
   }
 }
 

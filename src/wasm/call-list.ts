@@ -15,6 +15,7 @@ const NUMBERS: Record<TaskKernel, number> = {
   writeTokens: 7,
   encodeNewKeys: 8,
   encodeNewValues: 9,
+  hideTokens: 10,
 };
 
 /** Stands in for the kernels, and keeps what it is told: by task, the calls of one after another. */
@@ -58,6 +59,10 @@ export class CallList implements TaskKernels {
   setMask(queryHeadsPerKvHead: number, first: number, slidingWindow: number, cap: number): void {
     this.#add(NUMBERS.setMask, [queryHeadsPerKvHead, first, slidingWindow, 0]);
     new Float32Array(this.#words.buffer)[this.#length - 1] = cap;
+  }
+
+  hideTokens(...args: number[]): void {
+    this.#add(NUMBERS.hideTokens, args);
   }
 
   attendRecord(...args: number[]): void {

@@ -37,6 +37,8 @@ export interface Kernels {
   encodeValues(source: number, stride: number, ...tile: number[]): void;
   encodeNewKeys(source: number, stride: number, ...tile: number[]): number;
   encodeNewValues(source: number, stride: number, ...tile: number[]): number;
+  keyNorms(keys: number, stride: number, tokens: number, headDim: number, target: number): void;
+  sumTokens(source: number, stride: number, tokens: number, headDim: number, target: number): void;
   decodeKeys(headDim: number, group: number, bits: number, ...fields: number[]): void;
   decodeValues(headDim: number, group: number, bits: number, ...fields: number[]): void;
   prepareQueries(
@@ -52,6 +54,7 @@ export interface Kernels {
     states: number,
   ): void;
   setMask(queryHeadsPerKvHead: number, first: number, slidingWindow: number, cap: number): void;
+  hideTokens(a: number, b: number, c: number, d: number): void;
   attendRecord(headDim: number, tokens: number, ...rest: number[]): void;
   attendRecordF32(headDim: number, tokens: number, ...rest: number[]): void;
   attendExact(headDim: number, tokens: number, ...rest: number[]): void;

@@ -1,9 +1,11 @@
 /** Tiles of one layer shape in WASM memory. */
 import type { AttendRequest, Block, Segment, Store, StoreShape, TilePair, WriteTarget } from "../backend.js";
 import { halfBytesPerToken } from "../bytes.js";
+import { fromHalf, toHalf } from "../half.js";
 import { nonFiniteError, type TensorData } from "../tensor.js";
 import type { Heap, Range } from "./heap.js";
 import type { Kernels } from "./module.js";
+import { hiddenTokens, outlierRuns } from "./outliers.js";
 import type { Cut, Tasks } from "./tasks.js";
 import type { Workspace } from "./workspace.js";
 
@@ -35,6 +37,14 @@ type HeadRecord = Record<
   "kCodes" | "kScale" | "kZero" | "kToken" | "vCodes" | "vScale" | "vToken" | "vZero",
   number
 >;
+
+/** The rows of queries of one KV head, and what attention makes of them: see `assembly/attend.ts`. */
+interface QueryRows {
+  readonly rows: number;
+  readonly queries: number;
+  readonly sums: number;
+  readonly states: number;
+}
 
 export class WasmStore implements Store {
   readonly slackBytes = 0;
@@ -93,8 +103,42 @@ export class WasmStore implements Store {
   }
 
   encode(tiles: readonly TilePair[]): void {
-    for (const { exact, record } of tiles) this.#encode(exact, record);
-    this.#tasks.finish();
+    const sums = tiles.some(({ outliers }) => outliers) ? this.#workspace.take(this.#shape.headDim * 8) : 0;
+    const replaced = tiles.flatMap((tile) => this.#replaceOutliers(tile, sums));
+    try {
+      for (const { exact, record } of tiles) this.#encode(exact, record);
+      this.#tasks.finish();
+    } finally {
+      for (const { at, row } of replaced) this.#put(row, at);
+    }
+  }
+
+  /**
+   * Puts the mean of a head's other tokens in place of its outliers. Nobody sees it but the kernels: the block is as it was
+   * when the call that encodes it returns.
+   * @param sums room for a head in f64
+   * @returns what was there, and where
+   */
+  #replaceOutliers({ exact, outliers = [] }: TilePair, sums: number): { at: number; row: Uint16Array }[] {
+    const { headDim, layout } = this.#shape;
+    const stride = this.#tokenBytes;
+    return outliers.flatMap((places, head) => {
+      if (places.length === 0) return [];
+      const { keys, values } = this.#headTokens(exact, head);
+      return [keys, values].flatMap((source) => {
+        const taken = places.map((place) => {
+          const at = source + place * stride;
+          return { at, row: this.#halves(at, headDim).slice() };
+        });
+        this.#kernels.sumTokens(source, stride, layout.group, headDim, sums);
+        const mean = this.#doubles(sums, headDim).map((sum, channel) => {
+          const others = taken.reduce((left, { row }) => left - fromHalf(row[channel]), sum);
+          return others / (layout.group - places.length);
+        });
+        for (const { at } of taken) this.#put(Uint16Array.from(mean, toHalf), at);
+        return taken;
+      });
+    });
   }
 
   #encode(exact: Block, record: Block): void {
@@ -195,6 +239,27 @@ export class WasmStore implements Store {
     return finite;
   }
 
+  keyNorms(block: Block): Float64Array {
+    const { kvHeads, headDim, layout } = this.#shape;
+    const norms = this.#workspace.take(kvHeads * layout.group * 8);
+    for (let head = 0; head < kvHeads; head++) {
+      const { keys } = this.#headTokens(block, head);
+      const target = norms + head * layout.group * 8;
+      this.#kernels.keyNorms(keys, this.#tokenBytes, layout.group, headDim, target);
+    }
+    return this.#doubles(norms, kvHeads * layout.group).slice();
+  }
+
+  readHeadToken(block: Block, head: number, token: number): Uint16Array {
+    const { headDim } = this.#shape;
+    const { keys, values } = this.#headTokens(block, head);
+    const result = new Uint16Array(2 * headDim);
+    [keys, values].forEach((source, i) => {
+      result.set(this.#halves(source + token * this.#tokenBytes, headDim), i * headDim);
+    });
+    return result;
+  }
+
   async readExact(block: Block, tokens: number): Promise<Uint16Array> {
     const start = address(block);
     return new Uint16Array(this.#bytes().slice(start, start + tokens * this.#tokenBytes).buffer);
@@ -262,17 +327,21 @@ export class WasmStore implements Store {
     first: number,
     tokens: number,
   ): void {
-    const { queryHeads, sinkLogits, softmaxScale, softCap, slidingWindow } = request;
+    const { queryHeads, sinkLogits, softmaxScale, softCap, slidingWindow, outliers } = request;
     const { kvHeads, headDim } = this.#shape;
     const kernels = this.#kernels;
     const rows = tokens * queryHeads;
     const perToken = queryHeads * headDim;
     const length = tokens * perToken;
-    const input = this.#workspace.take((2 + parts) * length * 4 + parts * rows * 8 + queryHeads * 4);
+    const outlierBytes = outliers?.data.byteLength ?? 0;
+    const bytes = (2 + parts) * length * 4 + parts * rows * 8 + queryHeads * 4 + outlierBytes;
+    const input = this.#workspace.take(bytes);
     const queries = input + length * 4;
     const sums = queries + length * 4;
     const states = sums + parts * length * 4;
     const sinks = states + parts * rows * 8;
+    const exactOutliers = sinks + queryHeads * 4;
+    if (outliers) this.#put(outliers.data, exactOutliers);
 
     // What lies on a GPU never comes here.
     const q = (request.q as TensorData).subarray(first * perToken, first * perToken + length);
@@ -291,24 +360,45 @@ export class WasmStore implements Store {
       states,
     );
     const window = Math.min(slidingWindow, NO_WINDOW);
+    const from = request.position + first;
+    const hidden = outliers?.positions.map((positions) => hiddenTokens(positions, this.#shape.layout.group));
     const rowsOfHead = rows / kvHeads;
+    const rowsOf = (part: number, head: number): QueryRows => {
+      const row = part * rows + head * rowsOfHead;
+      return {
+        rows: rowsOfHead,
+        queries: queries + head * rowsOfHead * headDim * 4,
+        sums: sums + row * headDim * 4,
+        states: states + row * 8,
+      };
+    };
     for (let part = 0; part < parts; part++) {
-      const from = Math.floor((part * segments.length) / parts);
-      const to = Math.floor(((part + 1) * segments.length) / parts);
+      const start = Math.floor((part * segments.length) / parts);
+      const end = Math.floor(((part + 1) * segments.length) / parts);
       for (let firstHead = 0; firstHead < kvHeads; firstHead += headsPerTask) {
         const heads = Math.min(headsPerTask, kvHeads - firstHead);
-        this.#tasks.begin(((to - from) * heads * rowsOfHead * headDim * this.#shape.layout.group) / 16);
-        this.#tasks.kernels.setMask(queryHeads / kvHeads, request.position + first, window, softCap);
+        this.#tasks.begin(((end - start) * heads * rowsOfHead * headDim * this.#shape.layout.group) / 16);
+        this.#tasks.kernels.setMask(queryHeads / kvHeads, from, window, softCap);
         if (part > 0) {
-          const row = part * rows + firstHead * rowsOfHead;
-          this.#tasks.clearRows(heads * rowsOfHead, headDim, sums + row * headDim * 4, states + row * 8);
+          const { sums, states } = rowsOf(part, firstHead);
+          this.#tasks.clearRows(heads * rowsOfHead, headDim, sums, states);
         }
         // Tile by tile, and head by head within: as records lie, so that they stream in.
-        for (const segment of segments.slice(from, to)) {
+        for (const segment of segments.slice(start, end)) {
           for (let head = firstHead; head < firstHead + heads; head++) {
-            const query = queries + head * rowsOfHead * headDim * 4;
-            const row = part * rows + head * rowsOfHead;
-            this.#attendSegment(segment, head, rowsOfHead, query, sums + row * headDim * 4, states + row * 8);
+            const bits = hidden?.[head].get(segment.start);
+            if (bits) this.#tasks.kernels.hideTokens(...bits);
+            this.#attendSegment(segment, head, rowsOf(part, head));
+            if (bits) this.#tasks.kernels.hideTokens(0, 0, 0, 0);
+          }
+        }
+        if (!outliers || part < parts - 1) continue;
+        for (let head = firstHead; head < firstHead + heads; head++) {
+          const tokensBefore = outliers.positions.slice(0, head).reduce((sum, { length }) => sum + length, 0);
+          for (const run of outlierRuns(outliers.positions[head], from, from + tokens - 1, window)) {
+            const keys = exactOutliers + (tokensBefore + run.first) * 4 * headDim;
+            const exact = { keys, values: keys + 2 * headDim, stride: 4 * headDim };
+            this.#attendTokens(exact, run.start, run.tokens, rowsOf(part, head));
           }
         }
       }
@@ -323,32 +413,14 @@ export class WasmStore implements Store {
     );
   }
 
-  #attendSegment(
-    { block, start, tokens }: Segment,
-    head: number,
-    rows: number,
-    queries: number,
-    sums: number,
-    states: number,
-  ): void {
+  #attendSegment({ block, start, tokens }: Segment, head: number, target: QueryRows): void {
     const { headDim, layout } = this.#shape;
     if (block.kind === "exact") {
-      const { keys, values } = this.#headTokens(block, head);
-      const stride = this.#tokenBytes;
-      this.#tasks.kernels.attendExact(
-        headDim,
-        tokens,
-        keys,
-        values,
-        stride,
-        start,
-        rows,
-        queries,
-        sums,
-        states,
-      );
+      const exact = { ...this.#headTokens(block, head), stride: this.#tokenBytes };
+      this.#attendTokens(exact, start, tokens, target);
       return;
     }
+    const { rows, queries, sums, states } = target;
     const at = address(block) + head * layout.bytes;
     this.#tasks.kernels[this.#attendRecord](
       headDim,
@@ -363,6 +435,27 @@ export class WasmStore implements Store {
       at + layout.vScale,
       at + layout.vToken,
       at + layout.vZero,
+      start,
+      rows,
+      queries,
+      sums,
+      states,
+    );
+  }
+
+  #attendTokens(
+    { keys, values, stride }: { keys: number; values: number; stride: number },
+    start: number,
+    tokens: number,
+    { rows, queries, sums, states }: QueryRows,
+  ): void {
+    const { headDim } = this.#shape;
+    this.#tasks.kernels.attendExact(
+      headDim,
+      tokens,
+      keys,
+      values,
+      stride,
       start,
       rows,
       queries,
@@ -426,6 +519,14 @@ export class WasmStore implements Store {
   #record(block: Block): Uint8Array {
     const start = address(block);
     return this.#bytes().subarray(start, start + this.#shape.kvHeads * this.#shape.layout.bytes);
+  }
+
+  #halves(at: number, length: number): Uint16Array {
+    return new Uint16Array(this.#kernels.memory.buffer, at, length);
+  }
+
+  #doubles(at: number, length: number): Float64Array {
+    return new Float64Array(this.#kernels.memory.buffer, at, length);
   }
 
   #bytes(): Uint8Array {

@@ -4,7 +4,13 @@ import type { Kernels } from "./module.js";
 /** The kernels that tasks call. */
 export type TaskKernels = Pick<
   Kernels,
-  "setMask" | "attendRecord" | "attendRecordF32" | "attendExact" | "encodeKeys" | "encodeValues"
+  | "setMask"
+  | "hideTokens"
+  | "attendRecord"
+  | "attendRecordF32"
+  | "attendExact"
+  | "encodeKeys"
+  | "encodeValues"
 >;
 
 /** How attention is cut: each task takes some KV heads, and one of several parts of the sequence. */

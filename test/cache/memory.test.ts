@@ -114,7 +114,7 @@ describeEngines("memory()", (kvarn) => {
       const f16Bytes = sinkBytes + tailBytes + sum(({ headDim }, i) => counts[i][1] * GROUP * headDim * 4);
       const ratio = totalBytes === 0 ? 1 : f16Bytes / totalBytes;
       const recordRatio = sum(({ headDim }) => GROUP * headDim * 4) / sum(record);
-      return { sinkBytes, recordBytes, tailBytes, totalBytes, f16Bytes, ratio, recordRatio };
+      return { sinkBytes, recordBytes, tailBytes, outlierBytes: 0, totalBytes, f16Bytes, ratio, recordRatio };
     };
     const check = (...counts: [number, number, number][]) => {
       const { reservedBytes, ...bytes } = cache.memory();
