@@ -233,6 +233,7 @@ export interface SavedHeader {
   preset: string;
   iterations: number;
   exactWindow: number;
+  outlierTokens?: number;
   layers: (HeadShape & {
     softmaxScale: number;
     slidingWindow?: number;
@@ -242,6 +243,7 @@ export interface SavedHeader {
     firstKept: number;
     firstTail: number;
     sink: "exact" | "record";
+    outliers?: number[][];
   })[];
 }
 
@@ -263,6 +265,8 @@ export interface Saved {
     readonly config: SavedHeader["layers"][number];
     readonly layout: RecordLayout;
     readonly tiles: readonly SavedTile[];
+    /** Binary16 bits, `[2, headDim]` each. */
+    readonly outliers: readonly { head: number; position: number; token: Uint16Array }[];
   }[];
 }
 
@@ -270,9 +274,9 @@ export interface Saved {
 export function readSaved(bytes: Uint8Array): Saved {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   expect(new TextDecoder().decode(bytes.subarray(0, 8))).toBe("KVARN\0\0\0");
-  expect(view.getUint32(8, true)).toBe(1);
   const payloadStart = 16 + view.getUint32(12, true);
   const header = JSON.parse(new TextDecoder().decode(bytes.subarray(16, payloadStart))) as SavedHeader;
+  expect(view.getUint32(8, true)).toBe(header.outlierTokens === undefined ? 1 : 2);
   const preset = parsePreset(header.preset);
   let offset = payloadStart;
   const layers = header.layers.map((config) => {
@@ -288,7 +292,13 @@ export function readSaved(bytes: Uint8Array): Saved {
       offset += sizes[kind];
       return { kind, tokens, offset: offset - sizes[kind], data: bytes.slice(offset - sizes[kind], offset) };
     });
-    return { config, layout, tiles };
+    const outliers = (config.outliers ?? []).flatMap((positions, head) =>
+      positions.map((position) => {
+        const token = new Uint16Array(bytes.slice(offset, (offset += 4 * config.headDim)).buffer);
+        return { head, position, token };
+      }),
+    );
+    return { config, layout, tiles, outliers };
   });
   expect(offset).toBe(bytes.length - 4);
   expect(view.getUint32(offset, true)).toBe(crc32(bytes.subarray(0, offset)));
@@ -354,7 +364,7 @@ export interface StoredLayer {
 
 /** Decodes what a layer of a saved cache holds. */
 export function storedLayer({ layers, group }: Saved, layer = 0): StoredLayer {
-  const { config, layout, tiles } = layers[layer];
+  const { config, layout, tiles, outliers } = layers[layer];
   const { kvHeads, headDim, length } = config;
   const empty = () => Array.from({ length: kvHeads }, () => new Float64Array(length * headDim).fill(NaN));
   const [k, v] = [empty(), empty()];
@@ -378,6 +388,10 @@ export function storedLayer({ layers, group }: Saved, layer = 0): StoredLayer {
       }
     }
   });
+  for (const { head, position, token } of outliers) {
+    k[head].set(Array.from(token.subarray(0, headDim), fromHalf), position * headDim);
+    v[head].set(Array.from(token.subarray(headDim), fromHalf), position * headDim);
+  }
   return { config, k, v };
 }
 
