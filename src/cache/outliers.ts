@@ -105,7 +105,10 @@ function choose(held: readonly number[], norms: Float64Array, count: number): nu
   const room = mostOutliers(count, Infinity) - held.length;
   const isSmaller = (norm: number) => pool.length < count || norm < pool[pool.length - 1];
   const chosen: number[] = [];
-  const candidates = [...norms.keys()].filter((place) => isSmaller(norms[place]));
+  const candidates: number[] = [];
+  norms.forEach((norm, place) => {
+    if (isSmaller(norm)) candidates.push(place);
+  });
   // Of equals the older one stays.
   for (const place of candidates.sort((a, b) => norms[a] - norms[b] || a - b)) {
     if (chosen.length === room || !isSmaller(norms[place])) break;
