@@ -1,9 +1,17 @@
 /** Outlier tokens: which they are, what stands in records for them, and that attention sees them as they were. */
 import { readFileSync } from "node:fs";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { bytesFor, type CacheConfig, type Kvarn, type KvarnCache, openKvarn } from "../../src/index.js";
+import {
+  bytesFor,
+  type CacheConfig,
+  type Kvarn,
+  type KvarnCache,
+  openKvarn,
+  parsePreset,
+  recordLayout,
+} from "../../src/index.js";
 import { readDump } from "../../src/cli/dump.js";
-import { relativeError } from "../../src/conformance/compare.js";
+import { expectConforms, relativeError } from "../../src/conformance/compare.js";
 import { fromHalf, toHalf } from "../../src/half.js";
 import {
   appendChunks,
@@ -73,6 +81,12 @@ async function fill(
 /** Positions of a layer's outlier tokens, by KV head. */
 async function positions(cache: KvarnCache, layer = LAYER): Promise<number[][] | undefined> {
   return readSaved(await cache.serialize()).header.layers[layer].outliers;
+}
+
+/** The layer's records, tile by tile. */
+async function records(cache: KvarnCache): Promise<Uint8Array> {
+  const { tiles } = readSaved(await cache.serialize()).layers[LAYER];
+  return Buffer.concat(tiles.filter(({ kind }) => kind === "record").map(({ data }) => data));
 }
 
 /** The layer's tokens as a cache holds them that encodes nothing: rotated, `[tokens, 2, kvHeads, headDim]`. */
@@ -523,6 +537,8 @@ describe.each(backends)("outlier tokens that %s keeps", (_, source) => {
     const [cache, other] = [await fill(source, tokens), await fill(target, tokens)];
     for (const each of [cache, other]) await each.flush();
     expect(await positions(other)).toEqual(await positions(cache));
+    const [ours, theirs] = [await records(other), await records(cache)];
+    expectConforms(ours, theirs, recordLayout(parsePreset(config.preset), shape.headDim));
     const bytes = await cache.serialize();
     const restored = await target.restoreCache(bytes);
     expectSame(await restored.serialize(), bytes);
