@@ -33,10 +33,10 @@ export interface CacheConfig extends Partial<LayerConfig> {
    */
   exactWindow?: number;
   /**
-   * Of every tile about to be encoded, and per KV head, the tokens whose keys are smallest stay exact, as long as they are
-   * among the `outlierTokens` smallest so far: those that attention looks at for no other reason, and that rounding hurts
-   * most. What they displace stays exact too, 32 tokens more per head; then no more are looked for. None in the first two
-   * layers. Not on the WebGPU backend. 0 to 16, default 0.
+   * Tokens of each KV head that stay exact beside its records: as tiles are encoded, those with the smallest keys so far.
+   * Attention often gives such tokens much weight, and rounding hurts them most. What smaller ones displace stays exact
+   * too, up to 32 tokens more of a head; then no more are looked for. None in the first two layers. Refused on the WebGPU
+   * backend. 0 to 16, default 0.
    *
    * Source: Accurate KV Cache Quantization with Outlier Tokens Tracing, arXiv 2505.10938, which takes 3.
    */

@@ -120,7 +120,8 @@ export class Kvarn {
 
   /**
    * Makes a cache of what `cache.serialize()` returned, on this or any other backend.
-   * @throws {KvarnError} `corrupt-data`, `unsupported-version`, `out-of-memory`
+   * @throws {KvarnError} `corrupt-data`, `unsupported-version`, `out-of-memory`; `invalid-argument` where this backend lacks
+   * an option of the cache
    */
   async restoreCache(bytes: Uint8Array): Promise<KvarnCache> {
     const engine = this.#open();

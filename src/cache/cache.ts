@@ -28,8 +28,8 @@ import { type SavedCache, writeSavedCache } from "./serialize.js";
 export interface CacheMemory extends CacheBytes {
   /**
    * Bytes of the engine's memory that this cache holds: what it uses, the room its newest tiles have left, and what
-   * `capacity` set aside. Without `capacity` at most 1.25 times the highest `totalBytes` so far. Memory shared with
-   * forks counts in each of them.
+   * `capacity` set aside; and the outlier tokens, which lie outside the engine. Without `capacity` at most 1.25 times the
+   * highest `totalBytes` so far. Memory shared with forks counts in each of them.
    */
   reservedBytes: number;
 }

@@ -390,9 +390,9 @@ export class CacheLayer {
     for (let tile = this.#firstTail; tile < this.#due; tile++) {
       const exact = this.#tiles[tile]!;
       const chosen = this.#chooseOutliers(outliers, exact, tile);
-      if (chosen) outliers = chosen.outliers;
+      outliers = chosen.outliers;
       if (tile < first) continue;
-      pairs.push({ exact, record: this.#acquire("record", this.#group, made), outliers: chosen?.places });
+      pairs.push({ exact, record: this.#acquire("record", this.#group, made), outliers: chosen.places });
     }
     return { pairs, outliers };
   }
@@ -402,13 +402,14 @@ export class CacheLayer {
     held: OutlierPool,
     exact: Block,
     tile: number,
-  ): { places: number[][]; outliers: OutlierPool } | undefined {
+  ): { places?: number[][]; outliers: OutlierPool } {
     const { outlierTokens, slidingWindow } = this.config;
-    if (outlierTokens === 0) return undefined;
+    if (outlierTokens === 0) return { outliers: held };
     const start = tile * this.#group;
     // As a query at the tile's end has it, however many tiles are due: so the tokens chosen do not hang on that.
     const visible = visibleFrom(start + this.#group - 1, slidingWindow);
     const outliers = held.within(visible - (visible % this.#group));
+    if (outliers.isFull(outlierTokens)) return { outliers };
     const places = outliers.choose(outlierTokens, this.store.keyNorms!(exact));
     const read = (head: number, token: number) => this.store.readHeadToken!(exact, head, token);
     return { places, outliers: outliers.with(start, places, read) };

@@ -59,6 +59,11 @@ export class OutlierPool implements Outliers {
     return this.#heads.reduce((sum, { length }) => sum + length, 0);
   }
 
+  /** Whether no head looks for more of them. */
+  isFull(count: number): boolean {
+    return this.#heads.every(({ length }) => length >= mostOutliers(count, Infinity));
+  }
+
   /** Without what lies before `from`, or from `to` on. */
   within(from: number, to = Infinity): OutlierPool {
     const isKept = ({ position }: Outlier) => position >= from && position < to;
