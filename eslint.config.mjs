@@ -15,6 +15,7 @@ export default defineConfig(
       "conformance/rust/target/",
       "conformance/rust/web/pkg/",
       "dist/",
+      "examples/llama/assembly/",
       "fixtures/",
       "src/**/*inlined.ts",
       "test/packaging/consumer.ts",

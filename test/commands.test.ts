@@ -27,6 +27,8 @@ const NOT_RUN: Readonly<Record<string, string>> = {
   "pip install --no-deps -r tools/requirements.txt": "needs Python, which nothing here may",
   "python tools/make_fixture.py": "the same",
   "python tools/make_fixture.py --check": "the same",
+  "python tools/make_llama_reference.py tiny": "the same",
+  "python tools/make_llama_reference.py smollm2 --model SmolLM2-135M-Instruct.Q4_1.gguf": "the same",
 };
 
 /** Serves until it is stopped. */
