@@ -38,6 +38,8 @@ CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 MERGES = (
     *("Ġ t", "h e", "Ġ a", "i n", "Ġt he", "e r", "o n", "r e", "Ġ w", "a t", "Ġ s", "o u", "Ġ o", "n d"),
     *("Ġ m", "e n", "Ġ c", "i s", "in g", "Ġa nd", "Ġt o", "Ġo f", "l e", "e d", "Ġ b", "i t", "Ġ h", "o r"),
+    # Which text never comes to, as its digits are cut apart before.
+    *("Ġ 1", "1 8"),
 )
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + "

@@ -84,7 +84,8 @@ export class Kernels {
 
   /**
    * `y[token][row]` is the product of `x[token]` and a row of the matrix.
-   * @param y has room for {@link wholeFours} of the tokens
+   * @param x has room for {@link wholeFours} of the tokens
+   * @param y the same
    */
   multiply(matrix: Matrix, x: number, tokens: number, y: number, scratch: number): void {
     const { type, address, rowBytes, rows, columns } = matrix;

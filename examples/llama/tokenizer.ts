@@ -85,7 +85,9 @@ export class ModelTokenizer {
 /** Text of tokens that come one by one. Bytes that are not a whole character yet wait for the next ones. */
 export class TextStream {
   readonly #tokenizer: ModelTokenizer;
-  readonly #tokens: number[] = [];
+  /** Those since text last ended with a whole character. */
+  #tokens: number[] = [];
+  /** How much of their text has been returned. */
   #length = 0;
 
   constructor(tokenizer: ModelTokenizer) {
@@ -95,19 +97,24 @@ export class TextStream {
   /** Adds a token; returns what text there is more. */
   push(token: number): string {
     this.#tokens.push(token);
-    return this.#take((text) => text.replace(/\uFFFD+$/, ""));
+    const text = this.#tokenizer.decode(this.#tokens);
+    const sure = text.replace(/\uFFFD+$/, "");
+    const more = sure.slice(this.#length);
+    this.#length = sure.length;
+    if (sure === text) this.#clear();
+    return more;
   }
 
   /** The rest, when no more tokens come. */
   end(): string {
-    return this.#take((text) => text);
+    const more = this.#tokenizer.decode(this.#tokens).slice(this.#length);
+    this.#clear();
+    return more;
   }
 
-  #take(sure: (text: string) => string): string {
-    const text = sure(this.#tokenizer.decode(this.#tokens));
-    const more = text.slice(this.#length);
-    this.#length = Math.max(this.#length, text.length);
-    return more;
+  #clear(): void {
+    this.#tokens = [];
+    this.#length = 0;
   }
 }
 

@@ -107,20 +107,24 @@ describe("the tiny model", () => {
 
   it("stays close with a compressed cache, closer with more bits", async () => {
     const { decoder } = await loadLlama(TINY);
-    const tokens = reference.text.slice(0, 299);
+    // Where most of the tokens seen are encoded.
+    const late = async (cache: Attention): Promise<Float32Array> => {
+      const logits = await decoder.forward(reference.text, cache, { logits: "all" });
+      return logits.subarray(200 * decoder.config.vocabulary);
+    };
+    const right = await late(await exact.f32(decoder));
     const errors: number[] = [];
     for (const preset of ["k2v2_g64", "k4v4_g64", "k8v8_g64"]) {
       const attention = ours(decoder, { preset });
-      await decoder.forward(tokens, attention, { logits: "last" });
-      const last = await decoder.forward([reference.text[299]], attention, { logits: "last" });
-      errors.push(relativeError(last, reference.logits.get(299)!));
+      errors.push(relativeError(await late(attention), right));
       expect(attention.cache.memory().recordBytes).toBeGreaterThan(0);
     }
+    console.log(`k2v2, k4v4, k8v8: logits off by ${errors.map((error) => error.toPrecision(2)).join(", ")}`);
     const [two, four, eight] = errors;
     expect(eight).toBeLessThan(0.02);
     expect(eight).toBeLessThan(four / 4);
     expect(four).toBeLessThan(two / 2);
-    expect(two).toBeLessThan(0.7);
+    expect(four).toBeLessThan(0.25);
   });
 
   it("refuses tokens that it has not, none at all, and more than its context", async () => {

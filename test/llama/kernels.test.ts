@@ -94,7 +94,7 @@ describe.each(Object.keys(types) as (keyof typeof types)[])("%s", (type) => {
   });
 
   it.each([1, 3, 4, 6, 13])("is multiplied with %i tokens", (tokens) => {
-    const x = kernels.reserve(tokens * COLUMNS * 4);
+    const x = kernels.reserve(wholeFours(tokens) * COLUMNS * 4);
     const y = kernels.reserve(wholeFours(tokens) * rows * 4);
     const scratch = kernels.reserveScratch(COLUMNS, tokens);
     kernels.grow();

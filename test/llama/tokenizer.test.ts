@@ -23,6 +23,11 @@ describe.each(models)("of %s", (_, name, path) => {
       expect(tokens.slice(0, reference.text.length)).toEqual([...reference.text]);
     });
 
+    it("cuts numbers into digits, whatever merges of them it has", () => {
+      const pieces = tokenizer.encode(" 1817").map((token) => tokenizer.decode([token]));
+      expect(pieces).toEqual([" ", "1", "8", "1", "7"]);
+    });
+
     it("puts questions as transformers does", () => {
       expect(tokenizer.chat(reference.question)).toEqual([...reference.prompt]);
       expect(tokenizer.decode([tokenizer.end])).toBe("<|im_end|>");

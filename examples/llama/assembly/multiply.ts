@@ -12,8 +12,8 @@ const ROWS: i32 = 8;
 const TOKENS: i32 = 4;
 
 // y[token][row] = sum over columns of x[token][column] * weights[row][column]; rows of weights are `rowBytes` apart, columns
-// a multiple of 4. `y` has room for a multiple of 4 tokens; `scratch` for 2 * 8 + tokens, rounded up to a multiple of 4,
-// rows of x.
+// a multiple of 4. x and y have room for a multiple of 4 tokens; what lies there behind the last one is no matter, and may
+// change. `scratch` has room for 16 rows of x more than x.
 export function multiply(
   type: i32,
   weights: usize,
@@ -46,19 +46,17 @@ export function multiply(
   }
 }
 
-// Fours of rows of x, element by element; what a last four lacks is 0.
+// Fours of rows of x, element by element.
 function interleave(x: usize, tokens: i32, vectorBytes: usize, target: usize): void {
   for (let token = 0; token < tokens; token += TOKENS) {
-    const left = tokens - token;
-    for (let at = x, end = x + vectorBytes; at < end; at += 16, target += 64) {
-      const zero = f32x4.splat(0);
-      const a = v128.load(at);
-      const b = left > 1 ? v128.load(at + vectorBytes) : zero;
-      const c = left > 2 ? v128.load(at + 2 * vectorBytes) : zero;
-      const d = left > 3 ? v128.load(at + 3 * vectorBytes) : zero;
+    for (const end = x + vectorBytes; x < end; x += 16, target += 64) {
+      const a = v128.load(x);
+      const b = v128.load(x + vectorBytes);
+      const c = v128.load(x + 2 * vectorBytes);
+      const d = v128.load(x + 3 * vectorBytes);
       transpose(a, b, c, d, target, 16);
     }
-    x += <usize>TOKENS * vectorBytes;
+    x += <usize>(TOKENS - 1) * vectorBytes;
   }
 }
 
