@@ -43,8 +43,8 @@ function withTensor(name: string, change: (view: DataView, sizes: number, type: 
 
 async function load(bytes: Buffer): Promise<void> {
   const model = await readGguf(fileOf(new Uint8Array(bytes)));
-  new ModelTokenizer(model);
   await Decoder.load(model, await compileKernels());
+  new ModelTokenizer(model);
 }
 
 const broken: Record<string, [Buffer, RegExp]> = {
@@ -76,6 +76,14 @@ const broken: Record<string, [Buffer, RegExp]> = {
   "RoPE on a part of the heads": [
     withNumber("llama.rope.dimension_count", (view, at) => view.setUint32(at, 8, true)),
     /RoPE does not rotate whole heads, which is not supported/,
+  ],
+  "scaled RoPE": [
+    changed("tokenizer.chat_template", "llama.rope.scaling.type"),
+    /it scales RoPE, which is not supported/,
+  ],
+  "norms in another type": [
+    withTensor("blk.1.ffn_norm.weight", (view, size) => view.setUint32(size + 8, 1, true)),
+    /blk\.1\.ffn_norm\.weight is not in f32: the file is damaged/,
   ],
   "a tensor that is missing": [
     changed("blk.1.ffn_gate.weight", "blk.1.ffn_gone.weight"),

@@ -11,6 +11,10 @@ beforeAll(async () => {
 });
 afterAll(() => server.close());
 
+it.skipIf(browsers.length === 0 && !process.env.KVARN_REQUIRE)("has a browser to run in", () => {
+  expect(browsers.length).toBeGreaterThan(0);
+});
+
 describe.each(browsers)("the page in %s", (_, openBrowser) => {
   let browser: Browser;
   let page: Page;

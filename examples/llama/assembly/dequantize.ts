@@ -1,6 +1,6 @@
-// Rows of weights to f32. The types are those of GGUF, with its numbers:
-// blocks of 32 weights have a binary16 scale, with Q4_1 a binary16 minimum, then the codes. Of 4-bit codes a byte holds one of
-// the block's first 16 weights in its low half and the one 16 further on in its high half.
+// Rows of weights to f32. The types are those of GGUF, with its numbers. Blocks of 32 weights have a binary16 scale, with Q4_1
+// also a binary16 minimum, then the codes. Of 4-bit codes a byte holds one of the block's first 16 weights in its low half and
+// the one 16 further on in its high half; those of Q4_0 are 8 too large.
 
 const F32 = 0;
 const F16 = 1;
