@@ -60,7 +60,8 @@ export class Decoder {
   /**
    * Runs the model over the next tokens of a sequence, one call at a time.
    * @param cache of the tokens before; these are added to it
-   * @param options `logits`: after the last token only, or after all of them
+   * @param options `logits`: after the last token only, or after all of them, which takes 4 bytes for each token and
+   * each of the vocabulary: long texts go in several calls
    * @returns `[vocabulary]` or `[tokens, vocabulary]`: what the next token may be
    */
   async forward(
