@@ -51,24 +51,33 @@ export class F32Attention implements Attention {
   }
 
   append(layer: number, k: Float32Array, v: Float32Array): void {
+    this.replace(layer, this.#lengths[layer], k, v);
+  }
+
+  /**
+   * Puts tokens in the place of others, or adds them.
+   * @param from position of the first of them
+   * @param k `[tokens, kvHeads, headDim]`
+   * @param v the same
+   */
+  replace(layer: number, from: number, k: Float32Array, v: Float32Array): void {
     const { kvHeads, headDim } = this.#config;
     const capacity = this.#capacity;
     const tokens = k.length / (kvHeads * headDim);
-    const length = this.#lengths[layer];
-    if (length + tokens > capacity) throw new RangeError(`a cache for ${capacity} tokens is full`);
+    if (from + tokens > capacity) throw new RangeError(`a cache for ${capacity} tokens is full`);
     for (let head = 0; head < kvHeads; head++) {
       const part = head * capacity * headDim;
       const keys = this.#kernels.floats(this.#keys[layer] + 4 * part, capacity * headDim);
       const values = this.#kernels.floats(this.#values[layer] + 4 * part, capacity * headDim);
       for (let token = 0; token < tokens; token++) {
-        const from = (token * kvHeads + head) * headDim;
-        keys.set(k.subarray(from, from + headDim), (length + token) * headDim);
+        const at = (token * kvHeads + head) * headDim;
+        keys.set(k.subarray(at, at + headDim), (from + token) * headDim);
         for (let channel = 0; channel < headDim; channel++) {
-          values[channel * capacity + length + token] = v[from + channel];
+          values[channel * capacity + from + token] = v[at + channel];
         }
       }
     }
-    this.#lengths[layer] = length + tokens;
+    this.#lengths[layer] = Math.max(this.#lengths[layer], from + tokens);
   }
 
   attend(layer: number, q: Float32Array): Float32Array {

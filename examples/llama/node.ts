@@ -7,9 +7,9 @@ import { readGguf } from "./gguf.js";
 import { modelError, type ModelFile } from "./model-file.js";
 import { ModelTokenizer } from "./tokenizer.js";
 
-/** The kernels, compiled: `npm run build:llama` makes them. */
+/** The kernels, compiled: `npm run build:llama` makes them, in the folder that commands run in. */
 export async function compileKernels(): Promise<WebAssembly.Module> {
-  return WebAssembly.compile(await readFile(new URL("../../build/llama.wasm", import.meta.url)));
+  return WebAssembly.compile(await readFile("build/llama.wasm"));
 }
 
 /**

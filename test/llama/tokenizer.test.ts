@@ -3,7 +3,8 @@ import { readFileSync } from "node:fs";
 import { beforeAll, describe, expect, it } from "vitest";
 import { readGguf } from "../../examples/llama/gguf.js";
 import { ModelTokenizer, TextStream } from "../../examples/llama/tokenizer.js";
-import { fileOf, fixtureText, readReference, SMOLLM2, TINY } from "../support/llama.js";
+import { readText } from "../../eval/texts.js";
+import { fileOf, readReference, SMOLLM2, TINY } from "../support/llama.js";
 
 const models = [
   ["the tiny model", "tiny", TINY],
@@ -19,7 +20,7 @@ describe.each(models)("of %s", (_, name, path) => {
     });
 
     it("has the tokens of transformers", () => {
-      const tokens = tokenizer.encode(fixtureText());
+      const tokens = tokenizer.encode(readText("austen"));
       expect(tokens.slice(0, reference.text.length)).toEqual([...reference.text]);
     });
 
@@ -35,7 +36,7 @@ describe.each(models)("of %s", (_, name, path) => {
 
     it.each([
       "",
-      fixtureText(),
+      readText("austen"),
       " in 1817,  20 % of\n\n\tété; 漢字 🙂🙃!",
       "<|im_start|>user\nhe's<|im_end|>",
     ])("gives text back", (text) => {

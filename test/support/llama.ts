@@ -47,15 +47,6 @@ export function readReference(model: "tiny" | "smollm2"): Reference {
   };
 }
 
-/** The text that the fixtures' models read. */
-export function fixtureText(): string {
-  const lines = readFileSync("tools/fixture-text.txt", "utf8").split("\n");
-  return lines
-    .filter((line) => !line.startsWith("#"))
-    .join("\n")
-    .trim();
-}
-
 /** A file of these bytes. */
 export function fileOf(bytes: Uint8Array<ArrayBuffer>, name = "model.gguf"): ModelFile {
   return blobFile(new Blob([bytes]), name);

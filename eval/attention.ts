@@ -1,0 +1,99 @@
+/** Caches as the decoder attends to them. */
+import type { Attention } from "../examples/llama/attention.js";
+import type { Config } from "../examples/llama/config.js";
+import { F32Attention } from "../examples/llama/f32-attention.js";
+import { type Method, MethodCache } from "../src/methods/index.js";
+
+/**
+ * A method's cache, simulated, of up to `capacity` tokens. What it gives back is attended to by the exact run's kernels,
+ * several times as fast as the simulation's own attention, which only sees queries until tokens have been compressed.
+ */
+export class MethodAttention implements Attention {
+  readonly cache: MethodCache;
+  readonly #kernels: F32Attention;
+  readonly #width: number;
+  readonly #queryWidth: number;
+  /** Of each layer, where tokens begin that the kernels have as they no longer are, or not at all. */
+  readonly #stale: number[];
+
+  private constructor(method: Method, config: Config, kernels: F32Attention) {
+    const { layers, queryHeads, kvHeads, headDim } = config;
+    this.cache = new MethodCache(method, { layers, queryHeads, kvHeads, headDim });
+    this.#kernels = kernels;
+    this.#width = kvHeads * headDim;
+    this.#queryWidth = queryHeads * headDim;
+    this.#stale = new Array<number>(layers).fill(0);
+  }
+
+  /** @param module the decoder's kernels */
+  static async open(
+    method: Method,
+    config: Config,
+    module: WebAssembly.Module,
+    capacity: number,
+  ): Promise<MethodAttention> {
+    return new MethodAttention(method, config, await F32Attention.open(module, config, capacity));
+  }
+
+  get length(): number {
+    return this.cache.length(0);
+  }
+
+  append(layer: number, k: Float32Array, v: Float32Array): void {
+    const before = this.cache.compressedRange(layer);
+    this.cache.append(layer, k, v, k.length / this.#width);
+    const after = this.cache.compressedRange(layer);
+    for (const end of ["keyEnd", "valueEnd"] as const) {
+      if (after[end] > before[end]) this.#stale[layer] = Math.min(this.#stale[layer], before[end]);
+    }
+  }
+
+  attend(layer: number, q: Float32Array): Float32Array {
+    const { start, keyEnd } = this.cache.compressedRange(layer);
+    if (this.cache.method.needs.queries && keyEnd === start) {
+      return this.cache.attend(layer, q, q.length / this.#queryWidth);
+    }
+    const from = this.#stale[layer];
+    const { k, v } = this.cache.read(layer);
+    this.#kernels.replace(layer, from, k.subarray(from * this.#width), v.subarray(from * this.#width));
+    this.#stale[layer] = this.cache.length(layer);
+    return this.#kernels.attend(layer, q);
+  }
+}
+
+/** What went through one layer's attention in one call. */
+export interface Recorded {
+  k: Float32Array;
+  v: Float32Array;
+  q: Float32Array;
+  out: Float32Array;
+}
+
+/** Attention that keeps what the newest call of each layer had and gave. */
+export class Recorder implements Attention {
+  readonly layers: Recorded[];
+
+  constructor(
+    private readonly inner: Attention,
+    layers: number,
+  ) {
+    const none = new Float32Array(0);
+    this.layers = Array.from({ length: layers }, () => ({ k: none, v: none, q: none, out: none }));
+  }
+
+  get length(): number {
+    return this.inner.length;
+  }
+
+  async append(layer: number, k: Float32Array, v: Float32Array): Promise<void> {
+    Object.assign(this.layers[layer], { k: k.slice(), v: v.slice() });
+    await this.inner.append(layer, k, v);
+  }
+
+  async attend(layer: number, q: Float32Array): Promise<Float32Array> {
+    const recorded = this.layers[layer];
+    recorded.q = q.slice();
+    recorded.out = (await this.inner.attend(layer, q)).slice();
+    return recorded.out;
+  }
+}

@@ -1,0 +1,229 @@
+/**
+ * A text, teacher-forced, in blocks ("pseudo-decode", KVarN, arXiv 2606.03458): each block attends to what the method
+ * made of the blocks before. The exact run goes beside, and so does a second cache of the method that gets the exact run's
+ * keys and values: what differs there is the damage that does not add up.
+ */
+import type { Config } from "../examples/llama/config.js";
+import type { Decoder } from "../examples/llama/decoder.js";
+import { F32Attention } from "../examples/llama/f32-attention.js";
+import {
+  addErrors,
+  type Errors,
+  meanOfWorst1Percent,
+  measureErrors,
+  relativeError,
+} from "../src/cli/accuracy.js";
+import type { DumpLayer } from "../src/cli/dump.js";
+import { MethodAttention, type Recorded, Recorder } from "./attention.js";
+import { compareNext } from "./distributions.js";
+import type { ForcedResult } from "./results.js";
+import { methodOf, type Setting } from "./settings.js";
+
+/** Tokens that go through the model together. */
+const BLOCK = 64;
+/** Of a block, so many of the last tokens attend to the second cache. */
+const SAMPLED = 8;
+/** Up to here all do: methods that want queries choose by the first ones. */
+const ALL_UNTIL = 256;
+
+/** One setting's two caches and what was seen of them. */
+class Run {
+  readonly recorder: Recorder;
+  readonly kl: number[] = [];
+  readonly nll: number[] = [];
+  readonly agreement: number[] = [];
+  readonly staticError: number[] = [];
+  readonly accumulatedError: number[] = [];
+  /** Outputs of the second cache for the newest sampled tokens, by layer. */
+  readonly outputs: Float32Array[] = [];
+
+  private constructor(
+    accumulated: MethodAttention,
+    readonly fixed: MethodAttention,
+    { layers }: Config,
+  ) {
+    this.recorder = new Recorder(accumulated, layers);
+  }
+
+  static async open(
+    setting: Setting,
+    ...where: [Config, WebAssembly.Module, capacity: number]
+  ): Promise<Run> {
+    const open = (): Promise<MethodAttention> => MethodAttention.open(methodOf(setting), ...where);
+    return new Run(await open(), await open(), where[0]);
+  }
+}
+
+/** The exact run's keys and values of one layer, and its newest queries. */
+class ExactLayer implements DumpLayer {
+  readonly queryTokens = SAMPLED;
+  readonly queryHeads: number;
+  readonly kvHeads: number;
+  readonly headDim: number;
+  readonly #k: Float32Array;
+  readonly #v: Float32Array;
+  #q = new Float32Array(0);
+  tokens = 0;
+
+  constructor(
+    readonly number: number,
+    { queryHeads, kvHeads, headDim }: Config,
+    capacity: number,
+  ) {
+    this.queryHeads = queryHeads;
+    this.kvHeads = kvHeads;
+    this.headDim = headDim;
+    this.#k = new Float32Array(capacity * kvHeads * headDim);
+    this.#v = new Float32Array(this.#k.length);
+  }
+
+  add({ k, v, q }: Recorded): void {
+    const width = this.kvHeads * this.headDim;
+    this.#k.set(k, this.tokens * width);
+    this.#v.set(v, this.tokens * width);
+    this.tokens += k.length / width;
+    this.#q = q.slice(-SAMPLED * this.queryHeads * this.headDim);
+  }
+
+  keys(from: number, to: number): Float32Array {
+    return this.#part(this.#k, from, to);
+  }
+
+  values(from: number, to: number): Float32Array {
+    return this.#part(this.#v, from, to);
+  }
+
+  queries(from: number, to: number): Float32Array {
+    const width = this.queryHeads * this.headDim;
+    return this.#q.subarray(from * width, to * width);
+  }
+
+  #part(rows: Float32Array, from: number, to: number): Float32Array {
+    const width = this.kvHeads * this.headDim;
+    return rows.subarray(from * width, to * width);
+  }
+}
+
+/**
+ * @param tokens of a text; what does not fill a block is left out
+ * @param module the decoder's kernels
+ * @param onBlock called after each block of each setting
+ * @returns results in the order of the settings
+ */
+export async function runForced(
+  decoder: Decoder,
+  module: WebAssembly.Module,
+  tokens: readonly number[],
+  settings: readonly Setting[],
+  onBlock: () => void,
+): Promise<ForcedResult[]> {
+  const { config } = decoder;
+  const length = tokens.length - (tokens.length % BLOCK);
+  const exact = new Recorder(await F32Attention.open(module, config, length), config.layers);
+  const layers = Array.from({ length: config.layers }, (_, i) => new ExactLayer(i, config, length));
+  const runs = await Promise.all(settings.map((setting) => Run.open(setting, config, module, length)));
+  const exactNll: number[] = [];
+  const outputSize: number[] = [];
+  for (let from = 0; from < length; from += BLOCK) {
+    const block = tokens.slice(from, from + BLOCK);
+    const came = tokens.slice(from + 1, from + BLOCK + 1);
+    const logits = await decoder.forward(block, exact, { logits: "all" });
+    exact.layers.forEach((recorded, i) => layers[i].add(recorded));
+    exactNll.push(mean(compareBlock(logits, logits, came).map(({ nll }) => nll)));
+    outputSize.push(mean(exact.layers.map(({ out }) => meanMagnitude(out))));
+    const sampled = from < ALL_UNTIL ? BLOCK : SAMPLED;
+    for (const run of runs) {
+      const next = compareBlock(logits, await decoder.forward(block, run.recorder, { logits: "all" }), came);
+      run.kl.push(mean(next.map(({ kl }) => kl)));
+      run.nll.push(mean(next.map(({ nll }) => nll)));
+      run.agreement.push(mean(next.map(({ agrees }) => Number(agrees))));
+      run.staticError.push(attendFixed(run, exact.layers, sampled));
+      run.accumulatedError.push(
+        mean(exact.layers.map(({ out }, i) => meanDifference(run.recorder.layers[i].out, out))),
+      );
+      onBlock();
+    }
+  }
+  return runs.map((run) => ({
+    ...{ blockTokens: BLOCK, kl: run.kl, nll: run.nll, exactNll, agreement: run.agreement, outputSize },
+    ...{ staticError: run.staticError, accumulatedError: run.accumulatedError },
+    ...summarizeTensors(run, layers),
+  }));
+}
+
+function compareBlock(
+  exact: Float32Array,
+  actual: Float32Array,
+  came: readonly number[],
+): ReturnType<typeof compareNext>[] {
+  const vocabulary = exact.length / BLOCK;
+  const row = (logits: Float32Array, token: number): Float32Array =>
+    logits.subarray(token * vocabulary, (token + 1) * vocabulary);
+  // Nothing is known to come after the text's last token.
+  return came.map((next, token) => compareNext(row(exact, token), row(actual, token), next));
+}
+
+/** Gives the second cache what the exact run had, and returns its mean error. */
+function attendFixed(run: Run, exact: readonly Recorded[], sampled: number): number {
+  return mean(
+    exact.map(({ k, v, q, out }, layer) => {
+      run.fixed.append(layer, k, v);
+      const part = (q.length / BLOCK) * sampled;
+      const fixed = run.fixed.attend(layer, q.subarray(q.length - part));
+      run.outputs[layer] = fixed.slice((-fixed.length / sampled) * SAMPLED);
+      return meanDifference(fixed, out.subarray(out.length - part));
+    }),
+  );
+}
+
+/** Errors of the second cache's keys and values, and of what the text's last tokens make of them. */
+function summarizeTensors(
+  { fixed, outputs }: Run,
+  layers: readonly ExactLayer[],
+): Pick<
+  ForcedResult,
+  | "key"
+  | "value"
+  | "score"
+  | "output"
+  | "worstNorm"
+  | "magnitudeShare"
+  | "bitsPerValue"
+  | "compressedBitsPerValue"
+> {
+  const { cache } = fixed;
+  const errors = addErrors(
+    layers.map((layer, i): Errors => {
+      const { start, keyEnd, valueEnd } = cache.compressedRange(i);
+      const encoded = { start, end: Math.min(keyEnd, valueEnd) };
+      const width = layer.kvHeads * layer.headDim;
+      const { k, v } = cache.read(i);
+      const part = (rows: Float32Array): Float32Array => rows.subarray(start * width, encoded.end * width);
+      return measureErrors(layer, { encoded, k: part(k), v: part(v), outputs: outputs[i] }, () => undefined);
+    }),
+  );
+  const { compressedBytes, poolBytes, compressedValues } = cache.memory();
+  return {
+    key: relativeError(errors.key),
+    value: relativeError(errors.value),
+    score: relativeError(errors.score),
+    output: relativeError(errors.output),
+    worstNorm: meanOfWorst1Percent(errors.keyNorms),
+    magnitudeShare: errors.key.error > 0 ? errors.keyMagnitude / errors.key.error : null,
+    bitsPerValue: cache.bitsPerValue(),
+    compressedBitsPerValue:
+      compressedValues > 0 ? (8 * (compressedBytes + poolBytes)) / compressedValues : null,
+  };
+}
+
+function mean(values: readonly number[]): number {
+  return values.reduce((sum, value) => sum + value, 0) / values.length;
+}
+
+function meanMagnitude(values: Float32Array): number {
+  return values.reduce((sum, value) => sum + Math.abs(value), 0) / values.length;
+}
+
+function meanDifference(actual: Float32Array, expected: Float32Array): number {
+  return expected.reduce((sum, value, i) => sum + Math.abs(actual[i] - value), 0) / expected.length;
+}
