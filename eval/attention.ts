@@ -4,17 +4,30 @@ import type { Config } from "../examples/llama/config.js";
 import { F32Attention } from "../examples/llama/f32-attention.js";
 import { type Method, MethodCache } from "../src/methods/index.js";
 
+/** Tokens whose queries a method that wants some sees at once, as if a prompt began with one call of so many. */
+const PROMPT = 256;
+
+/** What a layer holds back until then. */
+interface HeldBack {
+  readonly k: Float32Array[];
+  readonly v: Float32Array[];
+  readonly q: Float32Array[];
+  tokens: number;
+}
+
 /**
  * A method's cache, simulated, of up to `capacity` tokens. What it gives back is attended to by the exact run's kernels,
- * several times as fast as the simulation's own attention, which only sees queries until tokens have been compressed.
+ * several times as fast as the simulation's own attention.
  */
 export class MethodAttention implements Attention {
   readonly cache: MethodCache;
   readonly #kernels: F32Attention;
   readonly #width: number;
   readonly #queryWidth: number;
+  readonly #lengths: number[];
   /** Of each layer, where tokens begin that the kernels have as they no longer are, or not at all. */
   readonly #stale: number[];
+  readonly #heldBack: (HeldBack | undefined)[];
 
   private constructor(method: Method, config: Config, kernels: F32Attention) {
     const { layers, queryHeads, kvHeads, headDim } = config;
@@ -22,7 +35,11 @@ export class MethodAttention implements Attention {
     this.#kernels = kernels;
     this.#width = kvHeads * headDim;
     this.#queryWidth = queryHeads * headDim;
+    this.#lengths = new Array<number>(layers).fill(0);
     this.#stale = new Array<number>(layers).fill(0);
+    this.#heldBack = Array.from({ length: layers }, () =>
+      method.needs.queries ? { k: [], v: [], q: [], tokens: 0 } : undefined,
+    );
   }
 
   /** @param module the decoder's kernels */
@@ -36,12 +53,23 @@ export class MethodAttention implements Attention {
   }
 
   get length(): number {
-    return this.cache.length(0);
+    return this.#lengths[0];
   }
 
   append(layer: number, k: Float32Array, v: Float32Array): void {
+    const tokens = k.length / this.#width;
+    this.#lengths[layer] += tokens;
+    const heldBack = this.#heldBack[layer];
+    if (heldBack) {
+      heldBack.k.push(k.slice());
+      heldBack.v.push(v.slice());
+      heldBack.tokens += tokens;
+      this.#kernels.append(layer, k, v);
+      this.#stale[layer] = this.#lengths[layer];
+      return;
+    }
     const before = this.cache.compressedRange(layer);
-    this.cache.append(layer, k, v, k.length / this.#width);
+    this.cache.append(layer, k, v, tokens);
     const after = this.cache.compressedRange(layer);
     for (const end of ["keyEnd", "valueEnd"] as const) {
       if (after[end] > before[end]) this.#stale[layer] = Math.min(this.#stale[layer], before[end]);
@@ -49,16 +77,36 @@ export class MethodAttention implements Attention {
   }
 
   attend(layer: number, q: Float32Array): Float32Array {
-    const { start, keyEnd } = this.cache.compressedRange(layer);
-    if (this.cache.method.needs.queries && keyEnd === start) {
-      return this.cache.attend(layer, q, q.length / this.#queryWidth);
+    const heldBack = this.#heldBack[layer];
+    if (heldBack) {
+      heldBack.q.push(q.slice());
+      if (heldBack.tokens >= PROMPT) this.#release(layer, heldBack);
+      return this.#kernels.attend(layer, q);
     }
     const from = this.#stale[layer];
     const { k, v } = this.cache.read(layer);
     this.#kernels.replace(layer, from, k.subarray(from * this.#width), v.subarray(from * this.#width));
-    this.#stale[layer] = this.cache.length(layer);
+    this.#stale[layer] = this.#lengths[layer];
     return this.#kernels.attend(layer, q);
   }
+
+  #release(layer: number, { k, v, q, tokens }: HeldBack): void {
+    this.cache.append(layer, join(k), join(v), tokens);
+    const queries = join(q);
+    // For the method to see them; what comes of it is known.
+    this.cache.attend(layer, queries, queries.length / this.#queryWidth);
+    this.#heldBack[layer] = undefined;
+  }
+}
+
+function join(parts: readonly Float32Array[]): Float32Array {
+  const joined = new Float32Array(parts.reduce((sum, { length }) => sum + length, 0));
+  let at = 0;
+  for (const part of parts) {
+    joined.set(part, at);
+    at += part.length;
+  }
+  return joined;
 }
 
 /** What went through one layer's attention in one call. */

@@ -1,4 +1,5 @@
 /** Comparing what two runs of a model expect the next token to be. */
+import { greedy } from "../examples/llama/sampling.js";
 
 /** Two distributions over the next token, compared. */
 export interface NextToken {
@@ -27,8 +28,7 @@ export function compareNext(exact: Float32Array, actual: Float32Array, came: num
 
 /** The logarithm of the sum of exponentials, and the likeliest token: of equals the first. */
 function normalize(logits: Float32Array): { logSum: number; best: number } {
-  let best = 0;
-  for (let i = 1; i < logits.length; i++) if (logits[i] > logits[best]) best = i;
+  const best = greedy(logits);
   let sum = 0;
   for (let i = 0; i < logits.length; i++) sum += Math.exp(logits[i] - logits[best]);
   return { logSum: logits[best] + Math.log(sum), best };

@@ -17,14 +17,13 @@ import type { DumpLayer } from "../src/cli/dump.js";
 import { MethodAttention, type Recorded, Recorder } from "./attention.js";
 import { compareNext } from "./distributions.js";
 import type { ForcedResult } from "./results.js";
+import { mean } from "./mean.js";
 import { methodOf, type Setting } from "./settings.js";
 
-/** Tokens that go through the model together. */
-const BLOCK = 64;
-/** Of a block, so many of the last tokens attend to the second cache. */
-const SAMPLED = 8;
-/** Up to here all do: methods that want queries choose by the first ones. */
-const ALL_UNTIL = 256;
+/** Tokens that go through the model together; the decoder takes no more at a time. */
+export const BLOCK = 64;
+/** Of the text's end, queries whose scores and outputs are compared in f64. */
+const COMPARED = 8;
 
 /** One setting's two caches and what was seen of them. */
 class Run {
@@ -34,11 +33,12 @@ class Run {
   readonly agreement: number[] = [];
   readonly staticError: number[] = [];
   readonly accumulatedError: number[] = [];
-  /** Outputs of the second cache for the newest sampled tokens, by layer. */
+  readonly bits: number[] = [];
+  /** Outputs of the second cache for the newest tokens, by layer. */
   readonly outputs: Float32Array[] = [];
 
   private constructor(
-    accumulated: MethodAttention,
+    readonly accumulated: MethodAttention,
     readonly fixed: MethodAttention,
     { layers }: Config,
   ) {
@@ -56,7 +56,7 @@ class Run {
 
 /** The exact run's keys and values of one layer, and its newest queries. */
 class ExactLayer implements DumpLayer {
-  readonly queryTokens = SAMPLED;
+  readonly queryTokens = COMPARED;
   readonly queryHeads: number;
   readonly kvHeads: number;
   readonly headDim: number;
@@ -82,7 +82,7 @@ class ExactLayer implements DumpLayer {
     this.#k.set(k, this.tokens * width);
     this.#v.set(v, this.tokens * width);
     this.tokens += k.length / width;
-    this.#q = q.slice(-SAMPLED * this.queryHeads * this.headDim);
+    this.#q = q.slice(-COMPARED * this.queryHeads * this.headDim);
   }
 
   keys(from: number, to: number): Float32Array {
@@ -131,22 +131,22 @@ export async function runForced(
     exact.layers.forEach((recorded, i) => layers[i].add(recorded));
     exactNll.push(mean(compareBlock(logits, logits, came).map(({ nll }) => nll)));
     outputSize.push(mean(exact.layers.map(({ out }) => meanMagnitude(out))));
-    const sampled = from < ALL_UNTIL ? BLOCK : SAMPLED;
     for (const run of runs) {
       const next = compareBlock(logits, await decoder.forward(block, run.recorder, { logits: "all" }), came);
       run.kl.push(mean(next.map(({ kl }) => kl)));
       run.nll.push(mean(next.map(({ nll }) => nll)));
       run.agreement.push(mean(next.map(({ agrees }) => Number(agrees))));
-      run.staticError.push(attendFixed(run, exact.layers, sampled));
+      run.staticError.push(attendFixed(run, exact.layers));
       run.accumulatedError.push(
         mean(exact.layers.map(({ out }, i) => meanDifference(run.recorder.layers[i].out, out))),
       );
+      run.bits.push(run.accumulated.cache.bitsPerValue());
       onBlock();
     }
   }
   return runs.map((run) => ({
     ...{ blockTokens: BLOCK, kl: run.kl, nll: run.nll, exactNll, agreement: run.agreement, outputSize },
-    ...{ staticError: run.staticError, accumulatedError: run.accumulatedError },
+    ...{ staticError: run.staticError, accumulatedError: run.accumulatedError, bits: run.bits },
     ...summarizeTensors(run, layers),
   }));
 }
@@ -164,14 +164,13 @@ function compareBlock(
 }
 
 /** Gives the second cache what the exact run had, and returns its mean error. */
-function attendFixed(run: Run, exact: readonly Recorded[], sampled: number): number {
+function attendFixed(run: Run, exact: readonly Recorded[]): number {
   return mean(
     exact.map(({ k, v, q, out }, layer) => {
       run.fixed.append(layer, k, v);
-      const part = (q.length / BLOCK) * sampled;
-      const fixed = run.fixed.attend(layer, q.subarray(q.length - part));
-      run.outputs[layer] = fixed.slice((-fixed.length / sampled) * SAMPLED);
-      return meanDifference(fixed, out.subarray(out.length - part));
+      const fixed = run.fixed.attend(layer, q);
+      run.outputs[layer] = fixed.slice((-fixed.length / BLOCK) * COMPARED);
+      return meanDifference(fixed, out);
     }),
   );
 }
@@ -182,14 +181,7 @@ function summarizeTensors(
   layers: readonly ExactLayer[],
 ): Pick<
   ForcedResult,
-  | "key"
-  | "value"
-  | "score"
-  | "output"
-  | "worstNorm"
-  | "magnitudeShare"
-  | "bitsPerValue"
-  | "compressedBitsPerValue"
+  "key" | "value" | "score" | "output" | "worstNorm" | "magnitudeShare" | "compressedBits"
 > {
   const { cache } = fixed;
   const errors = addErrors(
@@ -210,14 +202,8 @@ function summarizeTensors(
     output: relativeError(errors.output),
     worstNorm: meanOfWorst1Percent(errors.keyNorms),
     magnitudeShare: errors.key.error > 0 ? errors.keyMagnitude / errors.key.error : null,
-    bitsPerValue: cache.bitsPerValue(),
-    compressedBitsPerValue:
-      compressedValues > 0 ? (8 * (compressedBytes + poolBytes)) / compressedValues : null,
+    compressedBits: compressedValues > 0 ? (8 * (compressedBytes + poolBytes)) / compressedValues : null,
   };
-}
-
-function mean(values: readonly number[]): number {
-  return values.reduce((sum, value) => sum + value, 0) / values.length;
 }
 
 function meanMagnitude(values: Float32Array): number {

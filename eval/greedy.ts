@@ -38,5 +38,5 @@ export async function runGreedy(
     }
     tokens = [greedy(logits)];
   }
-  return results;
+  return results.map((result, i) => ({ ...result, bits: caches[i].cache.bitsPerValue() }));
 }

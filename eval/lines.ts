@@ -71,7 +71,9 @@ export async function runLines(
       lines.map(({ start, digits }) => `${start}${digits}>\n`).join("") +
       `\nThe record is over. Now some of its lines again:\n\n`,
   );
-  const asked = Array.from({ length: questions }, () => lines[random() % lines.length]);
+  // Each once: an answer stays in the cache.
+  const left = [...lines];
+  const asked = Array.from({ length: questions }, () => left.splice(random() % left.length, 1)[0]);
   // With the right answer behind each, whose logits tell whether greedy decoding would have given it.
   const parts = asked.map(({ start, digits }) => {
     const answer = [...digits].map((digit) => tokenizer.encode(digit)[0]);
@@ -96,7 +98,7 @@ export async function runLines(
       if (right === answer.length) result.right++;
       onQuestion();
     }
-    results.push(result);
+    results.push({ ...result, bits: cache.cache.bitsPerValue() });
   }
   return results;
 }

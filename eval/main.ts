@@ -3,9 +3,9 @@
  * found is kept in a folder: a run that was stopped goes on there.
  */
 import { createHash } from "node:crypto";
-import { mkdirSync, readFileSync } from "node:fs";
+import { readdirSync, readFileSync } from "node:fs";
 import { availableParallelism } from "node:os";
-import { basename } from "node:path";
+import { basename, join } from "node:path";
 import { parseArgs } from "node:util";
 import cliProgress from "cli-progress";
 import { loadLlama } from "../examples/llama/node.js";
@@ -16,6 +16,7 @@ import { FULL, labelOf, SMOKE } from "./settings.js";
 import { summarize } from "./summary.js";
 import { toMarkdown } from "./table.js";
 import { planUnits, stepsOf, type Unit } from "./tasks.js";
+import { TEXTS } from "./texts.js";
 
 const USAGE = `npm run eval -- --model FILE [--smoke] [--out FOLDER] [--jobs N]
 
@@ -46,9 +47,8 @@ async function main(): Promise<void> {
   // Its errors say where to get it.
   await loadLlama(model);
   const folder = values.out ?? (smoke ? "build/eval-smoke" : "build/eval");
-  mkdirSync(folder, { recursive: true });
-  const sha256 = createHash("sha256").update(readFileSync(model)).digest("hex");
-  const results = new Results(folder, { model: basename(model), sha256, effort });
+  const origin = { model: basename(model), sha256: hash([model]), code: hash(codeFiles()), effort };
+  const results = new Results(folder, origin);
 
   const units = planUnits(effort, results);
   await work(units, results, { model, effort, jobs });
@@ -58,6 +58,19 @@ async function main(): Promise<void> {
   results.write("tables.md", markdown);
   for (const [name, svg] of await drawPlots(results, summaries)) results.write(name, svg);
   console.log(markdown);
+}
+
+/** All that results depend on besides the model, as it was built. */
+function codeFiles(): string[] {
+  const built = readdirSync("build/eval-js", { recursive: true, encoding: "utf8" });
+  const scripts = built.filter((name) => name.endsWith(".js")).map((name) => join("build/eval-js", name));
+  return [...scripts.sort(), "build/llama.wasm", ...Object.values(TEXTS)];
+}
+
+function hash(files: readonly string[]): string {
+  const sum = createHash("sha256");
+  for (const file of files) sum.update(readFileSync(file));
+  return sum.digest("hex");
 }
 
 /** Works through the units behind a bar, or, where stderr is no terminal, with a line for each. */

@@ -2,8 +2,9 @@
 import { parse, View } from "vega";
 import { compile, type TopLevelSpec } from "vega-lite";
 import type { ForcedResult, Results } from "./results.js";
-import { labelOf, type Setting } from "./settings.js";
-import { mean, type Summary } from "./summary.js";
+import { bitsOf } from "./settings.js";
+import { mean } from "./mean.js";
+import type { Summary } from "./summary.js";
 
 /** Bits of K and V of the methods that are compared over length. */
 const COMPARED = "k2v2";
@@ -17,7 +18,7 @@ export async function drawPlots(
 ): Promise<Map<string, string>> {
   const compared = new Map<string, ForcedResult[]>();
   for (const { setting, result } of results.all("forced")) {
-    if (!labelOf(setting).endsWith(COMPARED)) continue;
+    if (bitsOf(setting) !== COMPARED) continue;
     compared.set(setting.name, [...(compared.get(setting.name) ?? []), result]);
   }
   return new Map([
@@ -82,9 +83,9 @@ function klOverLength(compared: ReadonlyMap<string, readonly ForcedResult[]>): T
 function klOverBits(summaries: readonly Summary[]): TopLevelSpec {
   const values = summaries
     .filter(({ setting }) => setting.name !== "f16")
-    .map(({ setting, bitsPerValue, kl }) => ({
-      ...{ method: setting.name, bits: bitsPerValue, kl },
-      preset: presetOf(setting),
+    .map(({ setting, bits, kl }) => ({
+      ...{ method: setting.name, bits, kl },
+      preset: bitsOf(setting),
     }));
   const x = { field: "bits", type: "quantitative", title: "bits per value, window included" } as const;
   const scale = { zero: false };
@@ -104,10 +105,6 @@ function klOverBits(summaries: readonly Summary[]): TopLevelSpec {
       },
     ],
   };
-}
-
-function presetOf({ keyBits, valueBits }: Setting): string {
-  return `k${keyBits}v${valueBits}`;
 }
 
 function blocksOf(texts: readonly ForcedResult[]): number[] {

@@ -27,9 +27,10 @@ export interface ForcedResult {
   /** Relative change of keys' norms: mean of the worst 1 %; share of the squared error of keys that is such change. */
   readonly worstNorm: number | null;
   readonly magnitudeShare: number | null;
-  /** Bits for an element of K or V with the window, and of compressed ones alone. */
-  readonly bitsPerValue: number;
-  readonly compressedBitsPerValue: number | null;
+  /** Bits for an element of K or V, the window included. */
+  readonly bits: readonly number[];
+  /** Of compressed elements alone, at the text's end. */
+  readonly compressedBits: number | null;
 }
 
 /** A text's beginning continued greedily; lists have an element a step. */
@@ -37,6 +38,8 @@ export interface GreedyResult {
   /** Steps until the likeliest token is another than without compression; null: never. */
   readonly divergence: number | null;
   readonly kl: readonly number[];
+  /** Bits for an element of K or V at the end, the window included. */
+  readonly bits: number;
 }
 
 /** Lines of registers, some of which are asked for. */
@@ -46,6 +49,8 @@ export interface LinesResult {
   readonly right: number;
   readonly digits: number;
   readonly rightDigits: number;
+  /** Bits for an element of K or V at the end, the window included. */
+  readonly bits: number;
 }
 
 export interface TaskResults {
@@ -81,7 +86,9 @@ export class Results {
     const text = JSON.stringify(origin, null, 2);
     if (!existsSync(path)) write(path, text);
     else if (readFileSync(path, "utf8") !== text) {
-      throw new Error(`${folder} has results of another model, effort or version: choose another --out`);
+      throw new Error(
+        `${folder} has results of another model, effort or version of this program: choose another --out`,
+      );
     }
     for (const name of readdirSync(folder)) {
       if (!name.endsWith(".result.json")) continue;

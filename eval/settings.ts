@@ -41,7 +41,7 @@ export const FULL: Effort = {
   textTokens: 1536,
   promptTokens: 768,
   generatedTokens: 128,
-  lines: [20, 60],
+  lines: [60, 20],
   questions: 20,
 };
 
@@ -56,16 +56,21 @@ export const SMOKE: Effort = {
   questions: 2,
 };
 
-/** What a setting is called in files and tables: `kvarn k2v2`. */
-export function labelOf({ name, keyBits, valueBits }: Setting): string {
-  return name === "f16" ? name : `${name} k${keyBits}v${valueBits}`;
+/** What a setting is called in tables: `kvarn k2v2`. */
+export function labelOf(setting: Setting): string {
+  return setting.name === "f16" ? setting.name : `${setting.name} ${bitsOf(setting)}`;
+}
+
+/** `k2v2` */
+export function bitsOf({ keyBits, valueBits }: Setting): string {
+  return `k${keyBits}v${valueBits}`;
 }
 
 export function methodOf({ name, keyBits, valueBits }: Setting): Method {
   return name === "f16" ? createMethod(name) : createMethod(name, { keyBits, valueBits });
 }
 
-/** In the order of the methods, for tables. */
+/** For tables: by bits, those of K before, then as methods are listed. */
 export function compareSettings(a: Setting, b: Setting): number {
   return (
     a.keyBits + a.valueBits - b.keyBits - b.valueBits ||

@@ -1,20 +1,21 @@
 /** What all tasks say of one setting. */
 import type { Entry, ForcedResult, Results } from "./results.js";
+import { mean } from "./mean.js";
 import { compareSettings, labelOf, type Setting } from "./settings.js";
 
 export interface Summary {
   readonly setting: Setting;
   readonly label: string;
   /** Means over texts, each as in {@link ForcedResult}; null where there is nothing. */
-  readonly bitsPerValue: number;
-  readonly compressedBitsPerValue: number | null;
+  readonly compressedBits: number | null;
   readonly key: number | null;
   readonly value: number | null;
   readonly score: number | null;
   readonly output: number | null;
   readonly worstNorm: number | null;
   readonly magnitudeShare: number | null;
-  /** Means over tokens that have compressed ones before them, and then over texts. */
+  /** Means over tokens after the first {@link WARM_UP}, and then over texts. */
+  readonly bits: number;
   readonly kl: number;
   readonly agreement: number;
   /** Perplexity over the same tokens; `exactPerplexity`: without compression. */
@@ -26,13 +27,23 @@ export interface Summary {
   /** Steps until greedy decoding takes another token, of each text; null: not within `steps`. */
   readonly divergence: readonly (number | null)[];
   readonly steps: number;
+  /** Bits for an element of K or V at their end. */
+  readonly greedyBits: number;
   /** Mean divergence over these steps. */
   readonly greedyKl: number;
   /** Right answers by number of lines. */
-  readonly lines: readonly { readonly lines: number; readonly right: number; readonly digits: number }[];
+  readonly lines: readonly LinesSummary[];
 }
 
-/** Tokens at a text's beginning that most methods hold exactly: no means over them. */
+/** Shares of lines and of digits that were right, and bits for an element of K or V at the end. */
+export interface LinesSummary {
+  readonly lines: number;
+  readonly right: number;
+  readonly digits: number;
+  readonly bits: number;
+}
+
+/** Tokens at a text's beginning: from there on every method has compressed some. No means over them. */
 const WARM_UP = 256;
 
 /** Sums up all settings that have results of every task. */
@@ -54,14 +65,14 @@ export function summarize(results: Results): Summary[] {
       return {
         setting: entries[0].setting,
         label,
-        bitsPerValue: average(({ bitsPerValue }) => bitsPerValue)!,
-        compressedBitsPerValue: average(({ compressedBitsPerValue }) => compressedBitsPerValue),
+        compressedBits: average(({ compressedBits }) => compressedBits),
         key: average(({ key }) => key),
         value: average(({ value }) => value),
         score: average(({ score }) => score),
         output: average(({ output }) => output),
         worstNorm: average(({ worstNorm }) => worstNorm),
         magnitudeShare: average(({ magnitudeShare }) => magnitudeShare),
+        bits: late(({ bits }) => bits),
         kl: late(({ kl }) => kl),
         agreement: late(({ agreement }) => agreement),
         perplexity: Math.exp(late(({ nll }) => nll)),
@@ -72,6 +83,7 @@ export function summarize(results: Results): Summary[] {
         ),
         divergence: steps.map(({ divergence }) => divergence),
         steps: steps[0].kl.length,
+        greedyBits: mean(steps.map(({ bits }) => bits)),
         greedyKl: mean(steps.map(({ kl }) => mean(kl))),
         lines: lines
           .get(label)!
@@ -79,6 +91,7 @@ export function summarize(results: Results): Summary[] {
             lines: Number(on),
             right: result.right / result.asked,
             digits: result.rightDigits / result.digits,
+            bits: result.bits,
           }))
           .sort((a, b) => a.lines - b.lines),
       };
@@ -103,8 +116,4 @@ function afterWarmUp({ blockTokens }: ForcedResult, blocks: readonly number[]): 
 
 function lastQuarter(blocks: readonly number[]): number {
   return mean(blocks.slice(-Math.ceil(blocks.length / 4)));
-}
-
-export function mean(values: readonly number[]): number {
-  return values.reduce((sum, value) => sum + value, 0) / values.length;
 }

@@ -1,11 +1,11 @@
 /** The results as Markdown. */
-import { mean, type Summary } from "./summary.js";
+import { mean } from "./mean.js";
+import type { Summary } from "./summary.js";
 
 type Column = readonly [title: string, cell: (summary: Summary) => string];
 
 const TENSORS: readonly Column[] = [
-  ["bits", ({ bitsPerValue }) => bitsPerValue.toFixed(2)],
-  ["compressed", ({ compressedBitsPerValue }) => compressedBitsPerValue?.toFixed(2) ?? "-"],
+  ["bits", ({ compressedBits }) => compressedBits?.toFixed(2) ?? "-"],
   ["K", ({ key }) => percent(key)],
   ["V", ({ value }) => percent(value)],
   ["scores", ({ score }) => percent(score)],
@@ -15,29 +15,40 @@ const TENSORS: readonly Column[] = [
 ];
 
 const MODEL: readonly Column[] = [
-  ["bits", ({ bitsPerValue }) => bitsPerValue.toFixed(2)],
+  ["bits", ({ bits }) => bits.toFixed(2)],
   ["KL", ({ kl }) => digits(kl)],
   ["same token", ({ agreement }) => percent(agreement)],
   ["perplexity", ({ perplexity }) => perplexity.toFixed(2)],
   ["static", ({ staticError }) => percent(staticError)],
   ["accumulated", ({ accumulatedError }) => percent(accumulatedError)],
+];
+
+/** Greedy decoding. */
+const GREEDY: readonly Column[] = [
+  ["bits", ({ greedyBits }) => greedyBits.toFixed(2)],
   ["until divergence", ({ divergence, steps }) => divergence.map((step) => step ?? `>${steps}`).join(", ")],
   ["KL of steps", ({ greedyKl }) => digits(greedyKl)],
 ];
 
-/** Both tables, with how much was done for them. */
+/** All tables. */
 export function toMarkdown(summaries: readonly Summary[]): string {
   if (summaries.length === 0) return "No setting has results of every task yet.\n";
   const counts = summaries[0].lines.map(({ lines }) => lines);
-  const retrieval = counts.map((count, i): Column => {
-    return [`${count} lines`, ({ lines }) => `${percent(lines[i].right)} (${percent(lines[i].digits)})`];
+  const retrieval = counts.flatMap((count, i): Column[] => {
+    return [
+      [`bits, ${count} lines`, ({ lines }) => lines[i].bits.toFixed(2)],
+      ["lines", ({ lines }) => percent(lines[i].right)],
+      ["digits", ({ lines }) => percent(lines[i].digits)],
+    ];
   });
   const exact = mean(summaries.map(({ exactPerplexity }) => exactPerplexity));
   return [
-    "Tensors: what compression does to the keys and values of the exact run.",
+    "Keys and values of the exact run. Bits: of compressed elements.",
     table(summaries, TENSORS),
-    `The model: without compression its perplexity is ${exact.toFixed(2)}.`,
-    table(summaries, [...MODEL, ...retrieval]),
+    `The model, teacher-forced; without compression its perplexity is ${exact.toFixed(2)}. Bits: the window included.`,
+    table(summaries, MODEL),
+    "Greedy decoding and line retrieval. Bits: the window included, at the end.",
+    table(summaries, [...GREEDY, ...retrieval]),
   ].join("\n\n");
 }
 

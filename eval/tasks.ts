@@ -1,7 +1,7 @@
 /** Divides the evaluation into pieces of work. */
 import type { Llama } from "../examples/llama/answer.js";
 import { compileKernels, loadLlama } from "../examples/llama/node.js";
-import { runForced } from "./forced.js";
+import { BLOCK, runForced } from "./forced.js";
 import { runGreedy } from "./greedy.js";
 import { runLines } from "./lines.js";
 import type { Entry, Results, TaskName } from "./results.js";
@@ -18,7 +18,7 @@ export interface Unit {
   readonly settings: readonly Setting[];
 }
 
-/** What is not done yet, the longest first. */
+/** What is not done yet. */
 export function planUnits(effort: Effort, results: Results): Unit[] {
   const units = (task: TaskName, on: string): Unit[] => {
     const left = effort.settings.filter((setting) => !results.has({ task, on, setting }));
@@ -38,7 +38,7 @@ export function planUnits(effort: Effort, results: Results): Unit[] {
 /** How many steps a unit reports. */
 export function stepsOf({ task, settings }: Unit, effort: Effort): number {
   const each = {
-    forced: Math.floor(effort.textTokens / 64),
+    forced: Math.floor(effort.textTokens / BLOCK),
     greedy: effort.generatedTokens,
     lines: effort.questions,
   };

@@ -2,7 +2,7 @@
 import { readFileSync } from "node:fs";
 
 /** Texts in the public domain; each says where it is from. */
-const TEXTS: Readonly<Record<string, string>> = {
+export const TEXTS: Readonly<Record<string, string>> = {
   austen: "tools/fixture-text.txt",
   ruth: "eval/texts/ruth.txt",
   jargon: "eval/texts/jargon.txt",

@@ -25,7 +25,7 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-// As attend-tiles writes them.
+// As attend-tiles and attend-blocks write them.
 @group(0) @binding(1) var<storage, read> partials: array<vec4f>;
 @group(0) @binding(2) var<storage, read> totals: array<vec2f>;
 @group(0) @binding(3) var<storage, read> sinkLogits: array<f32>;

@@ -1,5 +1,4 @@
-// The queries of ROWS rows of one KV head, rotated and times the softmax scale. Every workgroup makes its
-// own: they are few, and a dispatch ahead of all others costs more.
+// The queries of ROWS rows of one KV head, rotated and times the softmax scale.
 
 // [channel]
 var<workgroup> row: array<Rows, D>;

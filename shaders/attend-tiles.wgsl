@@ -1,6 +1,6 @@
 // Attention of ROWS rows over what a layer has stored: records by attend-records, and at the same time, in
-// workgroups of their own, exact tokens by attend-exact. Each workgroup leaves a partial result in a slot for
-// attend-combine.
+// workgroups of their own, exact tokens by attend-exact. Each workgroup rotates its own queries, which are few: a
+// dispatch ahead of all others costs more. It leaves a partial result in a slot for attend-combine.
 
 override D: u32;
 override BLOCK: u32;

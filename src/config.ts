@@ -35,7 +35,7 @@ export interface CacheConfig extends Partial<LayerConfig> {
   /**
    * Tokens of each KV head that stay exact beside its records: as tiles are encoded, those with the smallest keys so far.
    * Attention often gives such tokens much weight, and rounding hurts them most. What smaller ones displace stays exact
-   * too, up to 32 tokens more of a head; then no more are looked for. None in the first two layers. Refused on the WebGPU
+   * too, up to 32 tokens more of a head that the window still reaches; then no more are looked for. None in the first two layers. Refused on the WebGPU
    * backend. 0 to 16, default 0.
    *
    * Source: Accurate KV Cache Quantization with Outlier Tokens Tracing, arXiv 2505.10938, which takes 3.

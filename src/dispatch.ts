@@ -106,7 +106,10 @@ async function openFastest(engines: Engines, options: OpenOptions): Promise<Kvar
   let whyNot: string;
   try {
     const { engine, reason, adapter } = await engines.webgpu({ allowSoftwareAdapter: false });
-    const time = await engine.roundTrip();
+    const time = await engine.roundTrip().catch((error: unknown) => {
+      engine.dispose();
+      throw error;
+    });
     const trip = `a call takes ${time.toFixed(2)} ms there and back`;
     if (time <= MOST_ROUND_TRIP_MS) return new Kvarn(engine, `${reason}; ${trip}`, adapter);
     engine.dispose();

@@ -129,7 +129,7 @@ export class Kvarn {
   }
 
   /**
-   * Moves a live cache to another engine, of any backend, byte for byte.
+   * Moves a live cache to another engine, of any backend, byte for byte; one with `outlierTokens` to those of the CPU.
    * @param cache of this engine; disposed of when it has been moved, as it was otherwise
    * @returns the cache on `other`
    * @throws {KvarnError} `invalid-argument`, `out-of-memory`, and `disposed` for a cache that is not of this engine

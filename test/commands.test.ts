@@ -30,8 +30,8 @@ const NOT_RUN: Readonly<Record<string, string>> = {
   'npm run llama -- --model SmolLM2-135M-Instruct.Q4_1.gguf --prompt "Why is the sky blue?"':
     "takes what that brings; test/llama/cli.test.ts runs it with another model",
   "npm run llama:page": "serves until it is stopped; test/llama/page.test.ts opens the page",
-  "npm run eval -- --model SmolLM2-135M-Instruct.Q4_1.gguf": "takes hours; test/eval runs it with another model",
-  "npm run eval -- --model SmolLM2-135M-Instruct.Q4_1.gguf --smoke": "takes the same model",
+  "npm run eval -- --model SmolLM2-135M-Instruct.Q4_1.gguf":
+    "takes hours; test/eval runs it with another model",
   "pip install --no-deps -r tools/requirements.txt": "needs Python, which nothing here may",
   "python tools/make_fixture.py": "the same",
   "python tools/make_fixture.py --check": "the same",
@@ -229,6 +229,8 @@ describe("commands that sentences name", () => {
       ...(await Promise.all(helps)),
       await helpOf(runBench, []),
       await helpOf(runLlama, []),
+      // Runs when it is imported.
+      readFileSync("eval/main.ts", "utf8"),
       Object.keys(NOT_RUN).join("\n"),
     ];
     for (const document of documents) {

@@ -67,6 +67,7 @@ export async function* answer(
       yield progress(stream.push(token));
       if (count === tokens) break;
     }
+    if (count === 0) first = performance.now();
     yield progress(stream.end());
   } finally {
     cache.dispose();

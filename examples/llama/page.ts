@@ -18,8 +18,10 @@ let stopped = false;
 /** One request at a time: the next message is its reply. */
 async function call(request: Request): Promise<Progress | undefined> {
   worker.postMessage(request);
-  const reply = await new Promise<Reply>((resolve) => {
-    worker.addEventListener("message", ({ data }: MessageEvent<Reply>) => resolve(data), { once: true });
+  const reply = await new Promise<Reply>((resolve, reject) => {
+    worker.onmessage = ({ data }: MessageEvent<Reply>) => resolve(data);
+    // Its script did not load, or threw before it could answer.
+    worker.onerror = ({ message }) => reject(new Error(message || "the page's worker does not start"));
   });
   if ("error" in reply) throw new Error(reply.error);
   return reply.progress;

@@ -451,7 +451,7 @@ export class KvarnCache {
     throw new KvarnError(
       "invalid-argument",
       `outlierTokens is ${this.#config.outlierTokens}, but the ${this.#backend.kind} backend keeps none: ` +
-        'leave it out, or use "wasm" or "reference"',
+        '"wasm" and "reference" do',
     );
   }
 

@@ -1,8 +1,8 @@
 /**
  * The outlier tokens of a layer: of each KV head, tokens of small keys that stay exact while the rest of their tile is
  * encoded. A tile that is encoded competes with the pool, the `count` tokens of the head with the smallest keys so far;
- * what leaves the pool stays exact as well, until there are 32 of these, and then no more are looked for. So
- * tokens are only ever added, in the order of their tiles, and which of them are the pool follows from their keys: cutting
+ * what leaves the pool stays exact as well, until there are 32 of these that a sliding window, if any, still reaches, and then no more are looked for. So
+ * tokens are only ever added, but for those that the window leaves behind, in the order of their tiles, and which of them are the pool follows from their keys: cutting
  * a layer at a tile's end leaves what would be there had it never been longer.
  *
  * Source: Accurate KV Cache Quantization with Outlier Tokens Tracing, arXiv 2505.10938. The magnitudes of K are summed in

@@ -16,8 +16,8 @@ export interface SquatOptions extends KiviOptions {
 
 /**
  * SQuat: KIVI with keys rounded some channels at a time, later ones making up for the errors of earlier ones, as far as
- * queries see them. The queries are those that came before the first tokens leave the window: the prompt's. 2 bits
- * and a residual of 32 by default.
+ * queries see them. The queries are those that came before the first tokens leave the window: those of a prompt,
+ * where it comes at once. 2 bits and a residual of 32 by default.
  *
  * Source: arXiv 2503.24358 and its code (Red-Hat-AI-Innovation-Team/SQuat). Keys and queries are both after RoPE here.
  */

@@ -38,6 +38,12 @@ type HeadRecord = Record<
   number
 >;
 
+/** Where a row of an exact token lies, and what was there. */
+interface ExactRow {
+  readonly at: number;
+  readonly row: Uint16Array;
+}
+
 /** The rows of queries of one KV head, and what attention makes of them: see `assembly/attend.ts`. */
 interface QueryRows {
   readonly rows: number;
@@ -104,8 +110,9 @@ export class WasmStore implements Store {
 
   encode(tiles: readonly TilePair[]): void {
     const sums = tiles.some(({ outliers }) => outliers) ? this.#workspace.take(this.#shape.headDim * 8) : 0;
-    const replaced = tiles.flatMap((tile) => this.#replaceOutliers(tile, sums));
+    const replaced: ExactRow[] = [];
     try {
+      for (const tile of tiles) this.#replaceOutliers(tile, sums, replaced);
       for (const { exact, record } of tiles) this.#encode(exact, record);
       this.#tasks.finish();
     } finally {
@@ -117,16 +124,16 @@ export class WasmStore implements Store {
    * Puts the mean of a head's other tokens in place of its outliers. Nobody sees it but the kernels: the block is as it was
    * when the call that encodes it returns.
    * @param sums room for a head in f64
-   * @returns what was there, and where
+   * @param replaced takes what was there
    */
-  #replaceOutliers({ exact, outliers = [] }: TilePair, sums: number): { at: number; row: Uint16Array }[] {
+  #replaceOutliers({ exact, outliers = [] }: TilePair, sums: number, replaced: ExactRow[]): void {
     const { headDim, layout } = this.#shape;
     const stride = this.#tokenBytes;
-    return outliers.flatMap((places, head) => {
-      if (places.length === 0) return [];
+    for (const [head, places] of outliers.entries()) {
+      if (places.length === 0) continue;
       const { keys, values } = this.#headTokens(exact, head);
-      return [keys, values].flatMap((source) => {
-        const taken = places.map((place) => {
+      for (const source of [keys, values]) {
+        const taken = places.map((place): ExactRow => {
           const at = source + place * stride;
           return { at, row: this.#halves(at, headDim).slice() };
         });
@@ -135,10 +142,10 @@ export class WasmStore implements Store {
           const others = taken.reduce((left, { row }) => left - fromHalf(row[channel]), sum);
           return others / (layout.group - places.length);
         });
+        replaced.push(...taken);
         for (const { at } of taken) this.#put(Uint16Array.from(mean, toHalf), at);
-        return taken;
-      });
-    });
+      }
+    }
   }
 
   #encode(exact: Block, record: Block): void {

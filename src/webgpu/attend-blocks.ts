@@ -59,8 +59,8 @@ export function attendBlocks(gpu: Gpu, shape: AttendShape, request: GpuAttendReq
   const pace = paceOf(gpu);
   const constants = planBlocks(pace, layout, request.queryTokens * headsPerKvHead);
   const { BLOCK_ROWS: rowsAtOnce } = constants;
-  const most = Math.max(request.records.length, request.exact.length);
-  const runs = Array.from({ length: most }, (_, i) => makeRun(gpu, shape, request, i));
+  const buffers = Math.max(request.records.length, request.exact.length);
+  const runs = Array.from({ length: buffers }, (_, i) => makeRun(gpu, shape, request, i));
 
   return ({ token, rows, blocks, mostSlots, room }) => {
     const first = token * queryHeads * headDim;

@@ -2,7 +2,7 @@
 import type { Binding } from "./gpu.js";
 
 /** Query tokens of a request whose partial results fit. */
-export interface Chunk {
+interface Chunk {
   /** The first. */
   readonly token: number;
   /** Query heads times query tokens of a KV head. */

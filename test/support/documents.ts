@@ -4,6 +4,7 @@ import { readdirSync, readFileSync } from "node:fs";
 export const documents = [
   "README.md",
   "conformance/README.md",
+  "eval/README.md",
   "examples/llama/README.md",
   "tools/README.md",
   ...readdirSync("docs")
