@@ -3,6 +3,7 @@ import type { Attention } from "../examples/llama/attention.js";
 import type { Config } from "../examples/llama/config.js";
 import { F32Attention } from "../examples/llama/f32-attention.js";
 import { type Method, MethodCache } from "../src/methods/index.js";
+import { join } from "../src/methods/join.js";
 
 /** Tokens whose queries a method that wants some sees at once, as if a prompt began with one call of so many. */
 const PROMPT = 256;
@@ -97,16 +98,6 @@ export class MethodAttention implements Attention {
     this.cache.attend(layer, queries, queries.length / this.#queryWidth);
     this.#heldBack[layer] = undefined;
   }
-}
-
-function join(parts: readonly Float32Array[]): Float32Array {
-  const joined = new Float32Array(parts.reduce((sum, { length }) => sum + length, 0));
-  let at = 0;
-  for (const part of parts) {
-    joined.set(part, at);
-    at += part.length;
-  }
-  return joined;
 }
 
 /** What went through one layer's attention in one call. */

@@ -1,4 +1,5 @@
 import { KvarnError } from "../errors.js";
+import { join } from "./join.js";
 import type { Compressor, Method } from "./method.js";
 
 /** Which tokens of a layer are compressed: from `start` on, keys and values up to their ends. */
@@ -156,14 +157,4 @@ export class MethodLayer {
       head.queries = [];
     }
   }
-}
-
-function join(parts: readonly Float32Array[]): Float32Array {
-  const joined = new Float32Array(parts.reduce((sum, { length }) => sum + length, 0));
-  let at = 0;
-  for (const part of parts) {
-    joined.set(part, at);
-    at += part.length;
-  }
-  return joined;
 }
