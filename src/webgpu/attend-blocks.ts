@@ -1,7 +1,7 @@
 /** Attention of many rows at once, as in prefill: of blocks of them by matrix products, see `shaders/attend-blocks.wgsl`. */
 import { type RecordLayout, rotationBlock } from "../format.js";
 import type { AttendShape, GpuAttendRequest } from "./attend.js";
-import { type AttendChunk, mostSplits, split, windowWord } from "./attend-splits.js";
+import { type AttendChunk, cut, mostSplits, split, windowWord } from "./attend-splits.js";
 import { type Binding, floatBits, type Gpu } from "./gpu.js";
 import { codeConstants, recordConstants } from "./record.js";
 import type { Constants } from "./shader.js";
@@ -143,12 +143,8 @@ function makeRun(
   for (let at = 0; at < (record?.tiles.length ?? 0); at += 2) {
     words.push(record.tiles[at], record.tiles[at + 1], group, 1);
   }
-  for (let at = 0; at < (rest?.tiles.length ?? 0); at += 3) {
-    const [start, position, tokens] = rest.tiles.subarray(at, at + 3);
-    for (let token = 0; token < tokens; token += group) {
-      words.push(start + token * kvHeads * headDim, position + token, Math.min(group, tokens - token), 0);
-    }
-  }
+  const pieces = rest ? cut(rest.tiles, kvHeads * headDim, group) : [];
+  for (let at = 0; at < pieces.length; at += 3) words.push(...pieces.slice(at, at + 3), 0);
   return {
     records: record && { buffer: record.buffer },
     exact: rest && { buffer: rest.buffer },

@@ -51,3 +51,15 @@ export function split(count: number, atOnce: number, most: number): { splits: nu
   const each = Math.ceil(steps / Math.max(1, Math.min(steps, most))) * atOnce;
   return { splits: count === 0 ? 0 : Math.ceil(count / each), each };
 }
+
+/** Exact tiles, three words each as requests have them, in pieces of at most so many tokens. */
+export function cut(tiles: Uint32Array, wordsPerToken: number, most: number): Uint32Array<ArrayBuffer> {
+  const pieces: number[] = [];
+  for (let i = 0; i < tiles.length; i += 3) {
+    const [start, position, tokens] = tiles.subarray(i, i + 3);
+    for (let token = 0; token < tokens; token += most) {
+      pieces.push(start + token * wordsPerToken, position + token, Math.min(most, tokens - token));
+    }
+  }
+  return Uint32Array.from(pieces);
+}

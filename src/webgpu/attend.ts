@@ -1,7 +1,7 @@
 /** Attention over records and exact tokens on a GPU. */
 import { type RecordLayout, rotationBlock } from "../format.js";
 import { attendBlocks, blockRows } from "./attend-blocks.js";
-import { type AttendChunk, mostSplits, type Partials, split, windowWord } from "./attend-splits.js";
+import { type AttendChunk, cut, mostSplits, type Partials, split, windowWord } from "./attend-splits.js";
 import { codeConstants, recordConstants } from "./record.js";
 import { type Binding, floatBits, type Gpu } from "./gpu.js";
 
@@ -352,16 +352,4 @@ function largestDivisor(of: number, wanted: (n: number) => boolean): number {
 /** Tokens of exact tiles. */
 function countTokens(tiles: Uint32Array): number {
   return tiles.reduce((sum, word, i) => (i % 3 === 2 ? sum + word : sum), 0);
-}
-
-/** Exact tiles in pieces of at most so many tokens. */
-function cut(tiles: Uint32Array, wordsPerToken: number, most: number): Uint32Array<ArrayBuffer> {
-  const pieces: number[] = [];
-  for (let i = 0; i < tiles.length; i += 3) {
-    const [start, position, tokens] = tiles.subarray(i, i + 3);
-    for (let token = 0; token < tokens; token += most) {
-      pieces.push(start + token * wordsPerToken, position + token, Math.min(most, tokens - token));
-    }
-  }
-  return Uint32Array.from(pieces);
 }
