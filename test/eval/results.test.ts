@@ -1,0 +1,20 @@
+/** What `docs/quality.md` says was found is what the run has left. */
+import { readFileSync } from "node:fs";
+import { expect, it } from "vitest";
+import type { Summary } from "../../eval/summary.js";
+import { toMarkdown } from "../../eval/table.js";
+
+/** Lines without what a formatter may change. */
+function linesOf(markdown: string): string[] {
+  return markdown.split("\n").map((line) => line.replace(/[\s]+/g, " ").replace(/-{3,}/g, "---").trim());
+}
+
+it("docs/quality.md has the tables of the full run", () => {
+  const summaries = JSON.parse(readFileSync("eval/results/full.json", "utf8")) as Summary[];
+  const tables = linesOf(toMarkdown(summaries)).filter(
+    (line) => line.startsWith("|") && !line.includes("---"),
+  );
+  expect(tables).toHaveLength(3 * (summaries.length + 1));
+  const document = new Set(linesOf(readFileSync("docs/quality.md", "utf8")));
+  expect(tables.filter((line) => !document.has(line))).toEqual([]);
+});
