@@ -49,6 +49,13 @@ export function storeHalves(source: usize, target: usize, count: i32): bool {
   return !v128.any_true(i32x4.ge_s(most, f32x4.splat(65520)));
 }
 
+// The nearest binary16 (ties to even) of a number below 65520, as f32.
+export function roundHalf(x: f32): f32 {
+  const exponent = max(reinterpret<i32>(x) & 0x7f800000, (127 - 14) << 23);
+  const power = reinterpret<f32>(exponent + ((13 << 23) | (1 << 22)));
+  return power + x - power;
+}
+
 // `count` binary16 (a multiple of 4) to f32.
 export function loadHalves(source: usize, target: usize, count: i32): void {
   for (const end = source + ((<usize>count) << 1); source < end; source += 8, target += 16) {

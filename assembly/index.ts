@@ -4,6 +4,7 @@ export { attendExact, attendRecord, attendRecordF32, finishQueries, prepareQueri
 export { writeTokens } from "./exact";
 export { keyNorms, sumTokens } from "./outliers";
 export { decodeKeys, decodeValues, encodeKeys, encodeNewKeys, encodeNewValues, encodeValues } from "./record";
+export { addQueries, factorQueries, refineKeys, refineValues } from "./refine";
 export { rotateRows } from "./rotate";
 export { hideTokens, setMask } from "./softmax";
 export { normalize, pack, unpack, unpackCodes } from "./tiles";

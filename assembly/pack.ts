@@ -86,9 +86,8 @@ function findSteps(quad: usize, at: usize, columns: i32, levels: f32): void {
 function packRow(row: usize, columns: i32, low: f32, step: f32, bits: i32, target: usize): void {
   const origin = f32x4.splat(low);
   const divisor = f32x4.splat(step);
-  // Neighbours, then pairs of them, join by products with 1 and the place of the second.
-  const pairs = held(0, i32x4.splat(1 | (1 << (16 + bits))));
-  const fours = held(1, i32x4.splat(1 | (1 << (16 + 2 * bits))));
+  const pairs = held(0, pairUp(bits));
+  const fours = held(1, pairUp(2 * bits));
   let inverse: usize = COLUMN_INVERSE;
   for (const end = inverse + ((<usize>columns) << 2); inverse < end; inverse += 64, row += 256) {
     const ab = i16x8.narrow_i32x4_u(
@@ -99,21 +98,50 @@ function packRow(row: usize, columns: i32, low: f32, step: f32, bits: i32, targe
       codes4(v128.load(row, 128), v128.load(inverse, 32), origin, divisor),
       codes4(v128.load(row, 192), v128.load(inverse, 48), origin, divisor),
     );
-    if (bits == 8) {
-      v128.store(target, i8x16.narrow_i16x8_u(ab, cd));
-    } else {
-      const x = i32x4.dot_i16x8_s(
-        i16x8.narrow_i32x4_u(i32x4.dot_i16x8_s(ab, pairs), i32x4.dot_i16x8_s(cd, pairs)),
-        fours,
-      );
-      const eights = v128.or(
-        v128.and(x, i64x2.splat(0x00000000ffffffff)),
-        i64x2.shl(i64x2.shr_u(x, 32), 4 * bits),
-      );
-      v128.store64_lane(target, eights, 0);
-      v128.store64_lane(target + bits, eights, 1);
-    }
+    closeSixteen(ab, cd, pairs, fours, bits, target);
     target += 2 * bits;
+  }
+}
+
+// Packs `count` codes of one byte each: `bits` per value at `target`. Writes up to 8 bytes past the end.
+export function closeCodes(source: usize, count: i32, bits: i32, target: usize): void {
+  const pairs = held(0, pairUp(bits));
+  const fours = held(1, pairUp(2 * bits));
+  for (const end = source + <usize>count; source < end; source += 16, target += 2 * bits) {
+    const codes = v128.load(source);
+    closeSixteen(
+      i16x8.extend_low_i8x16_u(codes),
+      i16x8.extend_high_i8x16_u(codes),
+      pairs,
+      fours,
+      bits,
+      target,
+    );
+  }
+}
+
+// Neighbours of 16 bits, the second `places` further up, join by products with 1 and that power of two.
+@inline
+function pairUp(places: i32): v128 {
+  return i32x4.splat(1 | (1 << (16 + places)));
+}
+
+// Packs sixteen codes, of 16 bits each: first neighbours join, then pairs of them, then fours.
+@inline
+function closeSixteen(ab: v128, cd: v128, pairs: v128, fours: v128, bits: i32, target: usize): void {
+  if (bits == 8) {
+    v128.store(target, i8x16.narrow_i16x8_u(ab, cd));
+  } else {
+    const x = i32x4.dot_i16x8_s(
+      i16x8.narrow_i32x4_u(i32x4.dot_i16x8_s(ab, pairs), i32x4.dot_i16x8_s(cd, pairs)),
+      fours,
+    );
+    const eights = v128.or(
+      v128.and(x, i64x2.splat(0x00000000ffffffff)),
+      i64x2.shl(i64x2.shr_u(x, 32), 4 * bits),
+    );
+    v128.store64_lane(target, eights, 0);
+    v128.store64_lane(target + bits, eights, 1);
   }
 }
 

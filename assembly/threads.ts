@@ -8,6 +8,7 @@ import { attendExact, attendRecord, attendRecordF32 } from "./attend";
 import { clearRows } from "./combine";
 import { writeTokens } from "./exact";
 import { encodeKeys, encodeNewKeys, encodeNewValues, encodeValues } from "./record";
+import { refineKeys, refineValues } from "./refine";
 import { hideTokens, setMask } from "./softmax";
 
 export * from "./index";
@@ -69,6 +70,8 @@ const WRITE_TOKENS = 7;
 const ENCODE_NEW_KEYS = 8;
 const ENCODE_NEW_VALUES = 9;
 const HIDE_TOKENS = 10;
+const REFINE_KEYS = 11;
+const REFINE_VALUES = 12;
 
 @inline
 function arg(call: usize, index: usize): i32 {
@@ -235,6 +238,39 @@ function run(call: usize, end: usize): void {
       case HIDE_TOKENS: {
         hideTokens(arg(call, 1), arg(call, 2), arg(call, 3), arg(call, 4));
         call += 5 << 2;
+        break;
+      }
+      case REFINE_KEYS: {
+        refineKeys(
+          arg(call, 1),
+          arg(call, 2),
+          arg(call, 3),
+          arg(call, 4),
+          arg(call, 5),
+          arg(call, 6),
+          arg(call, 7),
+          arg(call, 8),
+          arg(call, 9),
+          arg(call, 10),
+          arg(call, 11),
+        );
+        call += 12 << 2;
+        break;
+      }
+      case REFINE_VALUES: {
+        refineValues(
+          arg(call, 1),
+          arg(call, 2),
+          arg(call, 3),
+          arg(call, 4),
+          arg(call, 5),
+          arg(call, 6),
+          arg(call, 7),
+          arg(call, 8),
+          arg(call, 9),
+          arg(call, 10),
+        );
+        call += 11 << 2;
         break;
       }
       default:

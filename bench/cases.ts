@@ -70,6 +70,9 @@ export const cases: readonly Case[] = [
   encodeCase("k4v2_g128", { gate: { most: 35 }, aim: { most: 25 } }),
   encodeCase("k2v2_g128"),
   encodeCase("k4v4_g128"),
+  refineCase("k2v2_g128", false, { gate: { most: 3 } }),
+  refineCase("k2v2_g128", true, { gate: { most: 6 } }),
+  refineCase("k4v4_g128", true, { gate: { most: 6 } }),
   attendCase("k4v2_g128", 4_096, COMMON, { peers: true, gate: { least: 1.5 }, aim: { least: 2.5 } }),
   attendCase("k4v2_g128", 8_192, COMMON, { peers: true }),
   attendCase("k4v2_g128", 32_768, COMMON, { peers: true, gate: { least: 3 }, aim: { least: 5 } }),
@@ -139,6 +142,34 @@ function encodeCase(preset: string, targets?: Targets): Case {
         },
       };
       return { entrants: [ours(kvarn, encode, 1), plainPass(pass, 1)] };
+    },
+  };
+}
+
+/** One K+V record of the refined encoder beside the strict one's. */
+function refineCase(preset: string, byQueries: boolean, targets: Targets): Case {
+  return {
+    name: "refine",
+    case: `${preset} d128${byQueries ? " by queries" : ""}`,
+    unit: "us/record",
+    ratioUnit: "x time",
+    ...targets,
+    async prepare({ kvarn }) {
+      const [headDim, queryHeads] = [128, 4];
+      const source = new Source(7);
+      const { k, v } = source.tokens(parsePreset(preset).group, 1, headDim);
+      const options = { preset, kvHeads: 1, headDim };
+      // Those of one token: a cache has taken in the others before.
+      const queries = byQueries ? { queries: source.rows(queryHeads, headDim), queryHeads } : {};
+      const refined = { run: () => kvarn.encode(k, v, { ...options, encoder: "refined", ...queries }) };
+      const strict = { run: () => kvarn.encode(k, v, options) };
+      const [entrant, itself] = [refined, strict].map((contender) => ours(kvarn, contender, 1));
+      const baseline = {
+        label: "itself, strict",
+        variant: `${itself.variant}, strict encoder`,
+        isBaseline: true,
+      };
+      return { entrants: [entrant, { ...itself, ...baseline }] };
     },
   };
 }

@@ -4,7 +4,7 @@ export type { BackendKind, Normalized, Packed } from "./backend.js";
 export { bytesFor, type CacheBytes } from "./bytes.js";
 export type { CacheMemory, CommandOptions, KvarnCache, TokenRange } from "./cache/cache.js";
 export type { DecodeOptions, EncodeOptions, KeysAndValues, RecordOptions } from "./codec.js";
-export type { CacheConfig, LayerConfig } from "./config.js";
+export type { CacheConfig, Encoder, LayerConfig } from "./config.js";
 export { KvarnError, type KvarnErrorCode } from "./errors.js";
 export {
   type Bits,

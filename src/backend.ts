@@ -3,6 +3,7 @@
  * no engine. Arguments arrive checked. Whatever changes memory takes effect, or is in the engine's queue, when the
  * call returns; only what is read back is promised.
  */
+import type { Encoder } from "./config.js";
 import type { RecordLayout } from "./format.js";
 import type { GpuTensor, TensorData } from "./tensor.js";
 
@@ -24,6 +25,7 @@ export interface StoreShape {
   readonly kvHeads: number;
   readonly headDim: number;
   readonly layout: RecordLayout;
+  readonly encoder: Encoder;
   /** Normalization steps. */
   readonly iterations: number;
 }
@@ -51,6 +53,8 @@ export interface Packed {
 export interface Backend {
   readonly kind: BackendKind;
   readonly variant: string;
+  /** Whether its stores take `encoder: "refined"`. */
+  readonly refines: boolean;
   /** Rotates rows of headDim into `out`; f32 in and out. `out` may be `x`. */
   rotate(x: Float32Array, headDim: number, out: Float32Array): Promise<void>;
   normalize(tiles: Float32Array, shape: TileShape, iterations: number, out: Normalized): Promise<void>;
@@ -83,12 +87,13 @@ export interface Backend {
 }
 
 /**
- * Memory for some tokens of one layer, all KV heads, K and V: either exact (rotated, binary16) or one tile's records.
+ * Memory of one layer: for some tokens, all KV heads, K and V, either exact (rotated, binary16) or one tile's records; or for
+ * the moments of queries, for each KV head the sum of the products of their channels, each query rotated and of length 1.
  * Counted by owners, so that forks can share it; shared blocks are not written to.
  */
 export interface Block {
-  readonly kind: "exact" | "record";
-  /** Tokens that it has room for. */
+  readonly kind: "exact" | "record" | "moments";
+  /** Tokens that it has room for; 0 for moments. */
   readonly capacity: number;
   /** Bytes that it takes of the engine's memory. */
   readonly bytes: number;
@@ -162,6 +167,8 @@ export interface AttendRequest extends Queries {
   readonly exact: readonly Segment[];
   /** What stands for these tokens of the records. Default: none. */
   readonly outliers?: Outliers;
+  /** Takes the queries in once they are answered. */
+  readonly moments?: Block;
   /** `[queryTokens, queryHeads, headDim]` */
   readonly out: Float32Array | GpuTensor;
 }
@@ -186,7 +193,8 @@ export interface Store {
   write(targets: readonly WriteTarget[], k: TensorData | GpuTensor, v: TensorData | GpuTensor): void;
   /** Copies the first `tokens` tokens of one exact block to another. */
   copy(source: Block, target: Block, tokens: number): void;
-  encode(tiles: readonly TilePair[]): void;
+  /** @param moments of the queries seen, for `encoder: "refined"` */
+  encode(tiles: readonly TilePair[], moments?: Block): void;
   /**
    * What {@link write}, {@link encode} and {@link readRecord} do with tiles, the tokens from `from` on, for engines that are
    * quicker at all of it at once. The blocks are room to work in; the records are to be copied before the next call.
@@ -197,6 +205,13 @@ export interface Store {
     v: TensorData | GpuTensor,
     from: number,
   ): Uint8Array[];
+  /** Room for moments, of no queries. Missing, as are the next three, where an engine does not refine. Throws `out-of-memory`. */
+  allocateMoments?(): Block;
+  /** Adds queries, `[tokens, queryHeads, headDim]`, not rotated. */
+  addQueries?(moments: Block, q: TensorData, queryHeads: number): void;
+  /** `[kvHeads, headDim, headDim]`, of each the upper triangle. */
+  readMoments?(block: Block): Promise<Float32Array>;
+  writeMoments?(block: Block, data: Float32Array): void;
   /**
    * Of a full exact block, the sum of the magnitudes of each token's K, `[kvHeads, group]`: not rounded, so the same on
    * every engine. Missing where an engine keeps no outlier tokens.

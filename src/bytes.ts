@@ -24,6 +24,8 @@ export interface CacheBytes {
   recordBytes: number;
   /** Outlier tokens, in binary16, beside the tiles that they are of. */
   outlierBytes: number;
+  /** What is known of the queries seen, for `encoder: "refined"`. */
+  queryBytes: number;
   /** All of these together. */
   totalBytes: number;
   /** The same tokens in an uncompressed binary16 cache. */
@@ -36,7 +38,7 @@ export interface CacheBytes {
 
 /**
  * What a cache of this configuration holds after `tokens` tokens and a `flush`, without making it. Of outlier tokens, the
- * most that there can be.
+ * most that there can be; queries, as if there were some.
  * @param config as for `createCache`
  * @param tokens context length, the same in every layer
  */
@@ -53,7 +55,8 @@ export function bytesFor(config: CacheConfig, tokens: number): CacheBytes {
     const sink = Math.min(tokens, group);
     const records = Math.max(0, tiles - freed);
     const tail = tokens - sink - Math.max(0, tiles - 1) * group;
-    return { sink, tail, records, outliers: layer.kvHeads * mostOutliers(layer.outlierTokens, records) };
+    const outliers = layer.kvHeads * mostOutliers(layer.outlierTokens, records);
+    return { sink, tail, records, outliers, hasMoments: resolved.encoder === "refined" && tokens > 0 };
   });
   return cacheBytes(resolved, counts);
 }
@@ -68,11 +71,16 @@ export interface LayerCounts {
   records: number;
   /** Outlier tokens, those of each KV head counted. */
   outliers: number;
+  /** Whether there are moments of queries. */
+  hasMoments: boolean;
 }
 
 /** Sums up bytes over layers. */
 export function cacheBytes(config: ResolvedConfig, counts: readonly LayerCounts[]): CacheBytes {
-  const sum = { sinkBytes: 0, tailBytes: 0, recordBytes: 0, outlierBytes: 0, totalBytes: 0, f16Bytes: 0 };
+  const sum = {
+    ...{ sinkBytes: 0, tailBytes: 0, recordBytes: 0, outlierBytes: 0, queryBytes: 0 },
+    ...{ totalBytes: 0, f16Bytes: 0 },
+  };
   let tileBytes = 0;
   let tileHalfBytes = 0;
   config.layers.forEach((layer, i) => {
@@ -82,13 +90,19 @@ export function cacheBytes(config: ResolvedConfig, counts: readonly LayerCounts[
     sum.tailBytes += counts[i].tail * perToken;
     sum.recordBytes += counts[i].records * perTile;
     sum.outlierBytes += (counts[i].outliers * perToken) / layer.kvHeads;
+    if (counts[i].hasMoments) sum.queryBytes += momentBytes(layer);
     sum.f16Bytes += (counts[i].sink + counts[i].tail + counts[i].records * config.preset.group) * perToken;
     tileBytes += perTile;
     tileHalfBytes += config.preset.group * perToken;
   });
-  sum.totalBytes = sum.sinkBytes + sum.tailBytes + sum.recordBytes + sum.outlierBytes;
+  sum.totalBytes = sum.sinkBytes + sum.tailBytes + sum.recordBytes + sum.outlierBytes + sum.queryBytes;
   const ratio = sum.totalBytes === 0 ? 1 : sum.f16Bytes / sum.totalBytes;
   return { ...sum, ratio, recordRatio: tileHalfBytes / tileBytes };
+}
+
+/** Bytes of what is known of a layer's queries. */
+export function momentBytes({ kvHeads, headDim }: { kvHeads: number; headDim: number }): number {
+  return kvHeads * headDim * headDim * 4;
 }
 
 /** Bytes of the records of one tile of a layer: one for each KV head. */

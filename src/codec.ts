@@ -1,7 +1,7 @@
 /** Tensors to records and back, on any backend. */
 import type { Backend, Block, Store } from "./backend.js";
-import { checkIterations, checkKvHeads } from "./config.js";
-import { describe, KvarnError } from "./errors.js";
+import { checkEncoder, checkIterations, checkKvHeads, type Encoder } from "./config.js";
+import { checkInteger, describe, KvarnError } from "./errors.js";
 import {
   checkHeadDim,
   findBadScale,
@@ -12,7 +12,16 @@ import {
   recordStride,
   respaceRecords,
 } from "./format.js";
-import { asTensorData, checkLength, checkOut, type Tensor } from "./tensor.js";
+import {
+  asTensorData,
+  checkLength,
+  checkOut,
+  findNonFinite,
+  nonFiniteError,
+  type Tensor,
+  type TensorData,
+  toFloat32,
+} from "./tensor.js";
 
 /** What records hold. */
 export interface RecordOptions {
@@ -30,6 +39,18 @@ export interface RecordOptions {
 export interface EncodeOptions extends RecordOptions {
   /** Steps of the normalization: 0 (plain rounding) to 64. Default 8. */
   iterations?: number;
+  /**
+   * `"refined"`: more exactly, for a few times the work; refused on the WebGPU backend. Default `"strict"`: byte for byte what
+   * vLLM's KVarN makes.
+   */
+  encoder?: Encoder;
+  /**
+   * `[queries, queryHeads, headDim]`, after RoPE: some of those that are to read K, for `encoder: "refined"`. Query head h
+   * reads KV head `floor(h / (queryHeads / kvHeads))`.
+   */
+  queries?: Tensor;
+  /** Of `queries`; a multiple of kvHeads. Default: kvHeads. */
+  queryHeads?: number;
   /** Where to put the records; exactly as long as they are. */
   out?: Uint8Array;
 }
@@ -57,6 +78,8 @@ export async function encode(
 ): Promise<Uint8Array> {
   const { layout, kvHeads, stride } = checkRecordOptions(options);
   const iterations = checkIterations(options.iterations);
+  const encoder = checkEncoder(options.encoder);
+  checkRefines(backend, encoder);
   const kData = asTensorData("k", k);
   const vData = asTensorData("v", v);
   const perTile = layout.group * kvHeads * layout.headDim;
@@ -70,20 +93,23 @@ export async function encode(
   }
   checkLength("v", vData, kData.length, ", as k does");
   const out = checkBytes("out", options.out, tiles * kvHeads * stride);
+  const queries = checkQueries(options, layout.headDim, kvHeads, encoder);
   const { tilesAtOnce } = backend;
   // `out` stays as it is should a late tile turn out not to be finite.
   const records = tiles <= tilesAtOnce || out !== options.out ? out : new Uint8Array(out.length);
 
-  const store = backend.createStore({ kvHeads, headDim: layout.headDim, layout, iterations }, () => false);
+  const shape = { kvHeads, headDim: layout.headDim, layout, encoder, iterations };
+  const store = backend.createStore(shape, () => false);
   const { group } = layout;
   const put = (tile: number, record: Uint8Array): void => {
     const target = records.subarray(tile * kvHeads * stride, (tile + 1) * kvHeads * stride);
     spreadRecords(record, target, layout, kvHeads, stride);
   };
   store.check?.(kData, vData);
-  await inBatches(backend, store, tiles, group, async (exact, blocks, first) => {
+  const moments = queries && addQueries(backend, store, queries);
+  const work = async (exact: readonly Block[], blocks: readonly Block[], first: number): Promise<void> => {
     const pairs = exact.map((block, i) => ({ exact: block, record: blocks[i] }));
-    if (store.encodeTokens) {
+    if (store.encodeTokens && encoder === "strict") {
       store.encodeTokens(pairs, kData, vData, first * group).forEach((record, i) => put(first + i, record));
       return;
     }
@@ -91,10 +117,15 @@ export async function encode(
       return { block, at: 0, from: (first + i) * group, tokens: group };
     });
     store.write(targets, kData, vData);
-    store.encode(pairs);
+    store.encode(pairs, moments);
     const read = await Promise.all(blocks.map((block) => store.readRecord(block)));
     read.forEach((record, i) => put(first + i, record));
-  });
+  };
+  try {
+    await inBatches(backend, store, tiles, group, work);
+  } finally {
+    if (moments) store.free(moments);
+  }
   if (records !== out) out.set(records);
   return out;
 }
@@ -131,7 +162,8 @@ export async function decodeTiles(
   k: Float32Array,
   v: Float32Array,
 ): Promise<void> {
-  const store = backend.createStore({ kvHeads, headDim: layout.headDim, layout, iterations: 0 }, () => false);
+  const shape = { kvHeads, headDim: layout.headDim, layout, encoder: "strict" as const, iterations: 0 };
+  const store = backend.createStore(shape, () => false);
   const perTile = layout.group * kvHeads * layout.headDim;
   await inBatches(backend, store, tiles, 0, async (_, blocks, first) => {
     blocks.forEach((block, i) => store.writeRecord(block, recordsOf(first + i)));
@@ -209,6 +241,62 @@ function checkRecordOptions(options: RecordOptions): {
     kvHeads: checkKvHeads(options.kvHeads, headDim),
     stride: recordStride(layout, options.padding),
   };
+}
+
+/** Throws unless the backend has the encoder. */
+export function checkRefines({ refines, kind }: Backend, encoder: Encoder): void {
+  if (encoder === "strict" || refines) return;
+  throw new KvarnError(
+    "invalid-argument",
+    `encoder is "refined", but the ${kind} backend encodes "strict" alone: "wasm" and "reference" refine`,
+  );
+}
+
+/** Queries to encode by. */
+interface GivenQueries {
+  readonly q: TensorData;
+  readonly queryHeads: number;
+}
+
+function checkQueries(
+  { queries, queryHeads: heads }: EncodeOptions,
+  headDim: number,
+  kvHeads: number,
+  encoder: Encoder,
+): GivenQueries | undefined {
+  if (queries === undefined) return undefined;
+  if (encoder === "strict") {
+    throw new KvarnError(
+      "invalid-argument",
+      'queries are for encoder: "refined"; the strict one has no use for them',
+    );
+  }
+  const queryHeads = checkInteger("queryHeads", heads ?? kvHeads, kvHeads, 65_536);
+  if (queryHeads % kvHeads !== 0) {
+    throw new KvarnError(
+      "invalid-argument",
+      `queryHeads must be a multiple of kvHeads (${kvHeads}), got ${queryHeads}`,
+    );
+  }
+  const q = asTensorData("queries", queries);
+  const perToken = queryHeads * headDim;
+  if (q.length === 0 || q.length % perToken !== 0) {
+    throw new KvarnError(
+      "invalid-shape",
+      `queries must hold whole tokens of ${queryHeads} heads x ${headDim} channels, at least one, got ${q.length} elements`,
+    );
+  }
+  const bad = findNonFinite(toFloat32(q));
+  if (bad >= 0) throw nonFiniteError("queries", q, Math.floor(bad / headDim), queryHeads, headDim);
+  return { q, queryHeads };
+}
+
+function addQueries(backend: Backend, store: Store, { q, queryHeads }: GivenQueries): Block {
+  return backend.run(() => {
+    const moments = store.allocateMoments!();
+    store.addQueries!(moments, q, queryHeads);
+    return moments;
+  }).result;
 }
 
 function checkBytes(name: string, value: unknown, length: number): Uint8Array {

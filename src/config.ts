@@ -19,6 +19,12 @@ export interface LayerConfig {
   softmaxScale?: number;
 }
 
+/**
+ * How scales and codes are chosen; records are read alike. `"strict"`: as vLLM's KVarN does, byte for byte. `"refined"`: for
+ * what attention makes of them, by the queries seen where there are any.
+ */
+export type Encoder = "strict" | "refined";
+
 /** What `kvarn.createCache` makes. What layers have in common stands beside `layers`. */
 export interface CacheConfig extends Partial<LayerConfig> {
   /** `k{b}v{b}_g{64|128}`, b one of 2, 3, 4, 5, 6, 8. Default `k4v2_g128`. */
@@ -27,6 +33,12 @@ export interface CacheConfig extends Partial<LayerConfig> {
   layers: number | readonly Partial<LayerConfig>[];
   /** Steps of the normalization: 0 (plain rounding) to 64. Default 8. */
   iterations?: number;
+  /**
+   * How tokens are encoded. `"refined"`: more exactly, in the same records, for a few times the work of `"strict"`; refused on the
+   * WebGPU backend. It takes note of the queries of `attend`: of each KV head, a matrix of headDim x headDim sums in f32.
+   * Default `"strict"`.
+   */
+  encoder?: Encoder;
   /**
    * Newest tokens that are kept exact beyond those of the last append, and so the number of tokens that can always be
    * rolled back. Default 0.
@@ -64,6 +76,7 @@ export interface ResolvedLayer {
 /** A cache configuration, checked and with every default filled in. */
 export interface ResolvedConfig {
   readonly preset: Preset;
+  readonly encoder: Encoder;
   readonly iterations: number;
   readonly exactWindow: number;
   readonly outlierTokens: number;
@@ -84,6 +97,11 @@ export function checkIterations(value: unknown = DEFAULT_ITERATIONS): number {
   return checkInteger("iterations", value, 0, 64);
 }
 
+export function checkEncoder(value: unknown = "strict"): Encoder {
+  if (value === "strict" || value === "refined") return value;
+  throw new KvarnError("invalid-argument", `encoder must be "strict" or "refined", got ${describe(value)}`);
+}
+
 /** Checks how many KV heads of a (checked) head size there are: one token of K has at most 65,536 elements. */
 export function checkKvHeads(value: unknown, headDim: number, name = "kvHeads"): number {
   return checkInteger(name, value, 1, MAX_TOKEN / headDim);
@@ -102,6 +120,7 @@ export function resolveConfig(config: CacheConfig): ResolvedConfig {
   return {
     preset,
     outlierTokens,
+    encoder: checkEncoder(config.encoder),
     iterations: checkIterations(config.iterations),
     exactWindow: checkInteger("exactWindow", config.exactWindow ?? 0, 0, MAX_TOKENS),
     capacity: checkInteger("capacity", config.capacity ?? 0, 0, MAX_TOKENS),

@@ -136,7 +136,10 @@ describe.each([
   let block: Block;
   beforeAll(async () => {
     backend = await open();
-    store = backend.createStore({ kvHeads: 1, headDim: D, layout, iterations: 0 }, () => false);
+    store = backend.createStore(
+      { kvHeads: 1, headDim: D, layout, encoder: "strict", iterations: 0 },
+      () => false,
+    );
     block = store.allocateExact(TOKENS);
     return () => backend.dispose();
   });

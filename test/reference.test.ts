@@ -301,7 +301,8 @@ describe("the comparison with golden records", () => {
 });
 
 describe("a store", () => {
-  const shape = { kvHeads: 2, headDim: 32, layout: recordLayout(parsePreset("k4v2_g64"), 32), iterations: 8 };
+  const layout = recordLayout(parsePreset("k4v2_g64"), 32);
+  const shape = { kvHeads: 2, headDim: 32, layout, encoder: "strict" as const, iterations: 8 };
   const width = 64;
 
   it("keeps rotated binary16, K before V, and leaves other tokens alone", async () => {
@@ -508,6 +509,7 @@ async function encodeGolden(
       kvHeads,
       headDim,
       layout: layoutOf(golden),
+      encoder: "strict",
       iterations,
     },
     () => false,
@@ -616,7 +618,10 @@ interface TestLayer {
 /** A sink of 64 tokens, two records, and a tail of 10 tokens in a larger block. */
 async function makeLayer(kvHeads: number, headDim: number): Promise<TestLayer> {
   const layout = recordLayout(parsePreset("k4v3_g64"), headDim);
-  const store = referenceBackend().createStore({ kvHeads, headDim, layout, iterations: 4 }, () => false);
+  const store = referenceBackend().createStore(
+    { kvHeads, headDim, layout, encoder: "strict", iterations: 4 },
+    () => false,
+  );
   const width = kvHeads * headDim;
   const exactBlock = (capacity: number, tokens: number, seed: number): Block => {
     const block = store.allocateExact(capacity);

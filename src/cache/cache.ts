@@ -4,7 +4,14 @@
  */
 import type { Backend } from "../backend.js";
 import { cacheBytes, type CacheBytes } from "../bytes.js";
-import { checkScales, countTiles, type KeysAndValues, spreadRecords, tileRecords } from "../codec.js";
+import {
+  checkRefines,
+  checkScales,
+  countTiles,
+  type KeysAndValues,
+  spreadRecords,
+  tileRecords,
+} from "../codec.js";
 import { MAX_TOKENS, type ResolvedConfig } from "../config.js";
 import { checkInteger, describe, KvarnError } from "../errors.js";
 import { type RecordPadding, recordStride } from "../format.js";
@@ -77,14 +84,15 @@ export class KvarnCache {
 
   /** @internal Callers use `kvarn.createCache`. */
   constructor(backend: Backend, config: ResolvedConfig, open: Set<KvarnCache>, parent?: KvarnCache) {
+    checkRefines(backend, config.encoder);
     this.#backend = backend;
     this.#config = config;
     this.#open = open;
     this.#layers = config.layers.map((layer, i) => {
       const mayLeave = (bytes: number) => this.#mayLeave(bytes);
-      const shape = { ...layer, iterations: config.iterations };
+      const shape = { ...layer, encoder: config.encoder, iterations: config.iterations };
       const store = backend.createStore(shape, mayLeave, parent ? parent.#layers[i].store : undefined);
-      return new CacheLayer(layer, store, config.exactWindow, mayLeave);
+      return new CacheLayer(layer, store, config, mayLeave);
     });
     open.add(this);
     this.#orDispose(() => this.#checkOutlierTokens());
@@ -198,7 +206,7 @@ export class KvarnCache {
     const { outliers } = state;
     const request = { q: data, ...shape, outliers, slidingWindow, softCap, sinkLogits, softmaxScale, out };
     const times = state.timesUndone;
-    await this.#run(() => state.store.attend(request), encoder);
+    await this.#run(() => state.store.attend({ ...request, moments: state.ownMoments() }), encoder);
     state.checkKept(times);
     return out;
   }

@@ -4,9 +4,10 @@
  */
 import type { Block, Budget, Outliers, Segment, Store, TilePair, WriteTarget } from "../backend.js";
 import { halfBytesPerToken, type LayerCounts, tileRecordBytes } from "../bytes.js";
-import type { ResolvedLayer } from "../config.js";
+import type { Encoder, ResolvedLayer } from "../config.js";
 import { KvarnError } from "../errors.js";
 import type { GpuTensor, TensorData } from "../tensor.js";
+import { squares, triangles } from "./moments.js";
 import { OutlierPool } from "./outliers.js";
 import type { SavedLayer } from "./serialize.js";
 import { encodedTiles, keptFrom, visibleFrom } from "./schedule.js";
@@ -36,6 +37,7 @@ export class CacheLayer {
   readonly store: Store;
   readonly #group: number;
   readonly #exactWindow: number;
+  readonly #takesQueries: boolean;
   readonly #budget: Budget;
   /** By tile; undefined where a sliding window let go. */
   #tiles: (Block | undefined)[] = [];
@@ -45,6 +47,8 @@ export class CacheLayer {
   /** First tile of the tail: exact from here on. At least 1. */
   #firstTail = 1;
   #outliers: OutlierPool;
+  /** Of the queries seen, also of tokens that were cut since: what later tiles are encoded by. */
+  #moments: Block | undefined;
   /** Memory that was set aside for a known capacity: kept when tiles give it up. */
   readonly #setAside = new Set<Block>();
   /** The part of it that no tile uses. */
@@ -55,11 +59,17 @@ export class CacheLayer {
   /** Why the layer was put back to what it was before a call, each time. */
   readonly #undone: unknown[] = [];
 
-  constructor(config: ResolvedLayer, store: Store, exactWindow: number, budget: Budget) {
+  constructor(
+    config: ResolvedLayer,
+    store: Store,
+    { exactWindow, encoder }: { readonly exactWindow: number; readonly encoder: Encoder },
+    budget: Budget,
+  ) {
     this.config = config;
     this.store = store;
     this.#group = config.layout.group;
     this.#exactWindow = exactWindow;
+    this.#takesQueries = encoder === "refined";
     this.#budget = budget;
     this.#outliers = OutlierPool.empty(config.kvHeads);
   }
@@ -84,7 +94,7 @@ export class CacheLayer {
     const sink = sinkIsRecord ? 0 : Math.min(this.#length, this.#group);
     const records = this.#firstTail - this.#firstKept + (sinkIsRecord ? 1 : 0);
     const tail = Math.max(0, this.#length - this.#firstTail * this.#group);
-    return { sink, tail, records, outliers: this.#outliers.count };
+    return { sink, tail, records, outliers: this.#outliers.count, hasMoments: this.#moments !== undefined };
   }
 
   /** Bytes of all blocks, in use or set aside, and what the engine and this layer hold besides. */
@@ -95,6 +105,19 @@ export class CacheLayer {
   /** Tokens that stay exact beside the records; undefined where there are none. */
   get outliers(): Outliers | undefined {
     return this.#outliers.count === 0 ? undefined : this.#outliers;
+  }
+
+  /** Moments of our own, for queries to be added; undefined where the store makes none of them. */
+  ownMoments(): Block | undefined {
+    if (!this.#takesQueries) return undefined;
+    const shared = this.#moments;
+    if (shared?.owners === 1) return shared;
+    const made = this.#allocateMoments();
+    if (shared) {
+      this.store.copy(shared, made, 0);
+      this.#drop(shared);
+    }
+    return (this.#moments = made);
   }
 
   /** The tokens, `[start, end)`, that are records. */
@@ -208,6 +231,8 @@ export class CacheLayer {
   share(other: CacheLayer): void {
     this.#become(other.#state());
     for (const block of this.#tiles) if (block) this.#hold(block);
+    this.#moments = other.#moments;
+    if (this.#moments) this.#hold(this.#moments);
   }
 
   /** Throws unless encoded tiles may follow. */
@@ -249,7 +274,9 @@ export class CacheLayer {
   async save(): Promise<SavedLayer> {
     const tiles = await Promise.all(this.#tiles.map((block, tile) => this.#readTile(block, tile)));
     const { outliers } = this;
-    return { length: this.#length, firstKept: this.#firstKept, firstTail: this.#firstTail, tiles, outliers };
+    const moments = this.#moments && triangles(await this.store.readMoments!(this.#moments), this.config);
+    const [length, firstKept, firstTail] = [this.#length, this.#firstKept, this.#firstTail];
+    return { length, firstKept, firstTail, tiles, outliers, moments };
   }
 
   /** Fills an empty layer with what {@link save} returned. */
@@ -269,6 +296,10 @@ export class CacheLayer {
       });
       const { kvHeads, headDim } = this.config;
       const outliers = saved.outliers ? OutlierPool.of(saved.outliers, headDim) : OutlierPool.empty(kvHeads);
+      if (saved.moments) {
+        const moments = this.ownMoments()!;
+        this.store.writeMoments!(moments, squares(saved.moments, this.config));
+      }
       return () => this.#become({ ...saved, tiles: blocks, outliers });
     });
   }
@@ -300,6 +331,8 @@ export class CacheLayer {
   dispose(): void {
     this.cut(0);
     for (const block of this.#spare.splice(0)) this.#free(block);
+    if (this.#moments) this.#drop(this.#moments);
+    this.#moments = undefined;
     this.store.dispose();
   }
 
@@ -422,7 +455,7 @@ export class CacheLayer {
 
   /** Encodes tiles into records that nothing refers to yet. */
   #encode({ pairs }: Encoding): void {
-    if (pairs.length > 0) this.store.encode(pairs);
+    if (pairs.length > 0) this.store.encode(pairs, this.#moments);
   }
 
   /** Puts records in place of the tiles that they were made of, and lets go what no later query sees. */
@@ -486,15 +519,21 @@ export class CacheLayer {
   }
 
   /** A block of our own: one set aside, or a new one. */
-  #acquire(kind: Block["kind"], capacity: number, made: Block[]): Block {
+  #acquire(kind: "exact" | "record", capacity: number, made: Block[]): Block {
     const spare = this.#spare.findIndex((block) => block.kind === kind && block.capacity >= capacity);
     const block = spare >= 0 ? this.#spare.splice(spare, 1)[0] : this.#allocate(kind, capacity);
     made.push(block);
     return block;
   }
 
-  #allocate(kind: Block["kind"], capacity: number): Block {
+  #allocate(kind: "exact" | "record", capacity: number): Block {
     const block = kind === "exact" ? this.store.allocateExact(capacity) : this.store.allocateRecord();
+    this.#blockBytes += block.bytes;
+    return block;
+  }
+
+  #allocateMoments(): Block {
+    const block = this.store.allocateMoments!();
     this.#blockBytes += block.bytes;
     return block;
   }

@@ -2,12 +2,12 @@
  * A cache as bytes. All numbers little-endian:
  *
  *     0   8  magic: "KVARN" and three zero bytes
- *     8   4  version: 1, or 2 with outlier tokens
+ *     8   4  version: 1, 2 with outlier tokens, 3 with `encoder: "refined"`
  *     12  4  n, length of the header
  *     16  n  header, JSON in UTF-8: the configuration and, per layer, how many tokens and tiles of which kind
  *     …      for each layer its tiles in order: exact ones as binary16 bits `[tokens, 2 (K, V), kvHeads, headDim]` in
  *            the rotated frame, encoded ones as their records, one per KV head; then its outlier tokens, head by head,
- *            as binary16 bits `[2 (K, V), headDim]`
+ *            as binary16 bits `[2 (K, V), headDim]`; then the moments of its queries, of each KV head the upper triangle in f32
  *     -4  4  CRC-32 of everything before
  */
 import type { Outliers } from "../backend.js";
@@ -15,6 +15,7 @@ import { tileRecordBytes } from "../bytes.js";
 import { checkScales } from "../codec.js";
 import {
   type CacheConfig,
+  type Encoder,
   MAX_TOKENS,
   resolveConfig,
   type ResolvedConfig,
@@ -22,6 +23,7 @@ import {
 } from "../config.js";
 import { checkInteger, describe, KvarnError } from "../errors.js";
 import { crc32 } from "./crc32.js";
+import { triangleLength } from "./moments.js";
 import { mostOutliers, visibleFrom } from "./schedule.js";
 
 /** One layer as it is saved. */
@@ -34,6 +36,8 @@ export interface SavedLayer {
   /** By tile: binary16 bits of an exact one, records of an encoded one, undefined for one that a window let go. */
   tiles: (Uint8Array | Uint16Array | undefined)[];
   outliers: Outliers | undefined;
+  /** Of each KV head the upper triangle, row by row; see `moments.ts`. */
+  moments: Float32Array | undefined;
 }
 
 export interface SavedCache {
@@ -49,20 +53,24 @@ interface LayerHeader {
   firstTail: number;
   /** By KV head, the positions of outlier tokens; missing where there are none. */
   outliers?: number[][];
+  /** Whether there are moments of queries; missing where there are none. */
+  moments?: boolean;
 }
 
 const MAGIC = [0x4b, 0x56, 0x41, 0x52, 0x4e, 0, 0, 0];
 const VERSION = 1;
 /** Of caches with outlier tokens, which releases that read version 1 alone would take for other bytes. */
 const OUTLIER_VERSION = 2;
+/** Of caches of `encoder: "refined"`, likewise. */
+const REFINED_VERSION = 3;
 const HEADER = 16;
 const CHECKSUM = 4;
 
 /** Writes a cache. */
 export function writeSavedCache({ config, layers }: SavedCache): Uint8Array {
   const header = new TextEncoder().encode(JSON.stringify(describeCache(config, layers)));
-  const parts = layers.flatMap(({ tiles, outliers }) => {
-    return [...tiles, outliers?.data].filter((part) => part !== undefined);
+  const parts = layers.flatMap(({ tiles, outliers, moments }) => {
+    return [...tiles, outliers?.data, moments].filter((part) => part !== undefined);
   });
   const payload = parts.reduce((sum, part) => sum + part.byteLength, 0);
   const bytes = new Uint8Array(HEADER + header.length + payload + CHECKSUM);
@@ -93,10 +101,10 @@ export function readSavedCache(bytes: unknown): SavedCache {
   }
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   const version = view.getUint32(8, true);
-  if (version !== VERSION && version !== OUTLIER_VERSION) {
+  if (version < VERSION || version > REFINED_VERSION) {
     throw new KvarnError(
       "unsupported-version",
-      `the saved cache has version ${version}; this release reads ${VERSION} and ${OUTLIER_VERSION}`,
+      `the saved cache has version ${version}; this release reads ${VERSION} to ${REFINED_VERSION}`,
     );
   }
   const end = bytes.length - CHECKSUM;
@@ -107,7 +115,10 @@ export function readSavedCache(bytes: unknown): SavedCache {
   if (start > end) throw corrupt("the saved cache's header is longer than the file");
   const { config, headers } = readHeader(bytes.subarray(HEADER, start));
   if (versionOf(config) !== version) {
-    throw corrupt(`the saved cache has version ${version} and outlierTokens ${config.outlierTokens}`);
+    const { encoder, outlierTokens } = config;
+    throw corrupt(
+      `the saved cache has version ${version}, encoder "${encoder}" and outlierTokens ${outlierTokens}`,
+    );
   }
   let at = start;
   const layers = config.layers.map((layer, i) => {
@@ -119,19 +130,21 @@ export function readSavedCache(bytes: unknown): SavedCache {
   return { config, layers };
 }
 
-function versionOf({ outlierTokens }: ResolvedConfig): number {
+function versionOf({ encoder, outlierTokens }: ResolvedConfig): number {
+  if (encoder === "refined") return REFINED_VERSION;
   return outlierTokens > 0 ? OUTLIER_VERSION : VERSION;
 }
 
 function describeCache(config: ResolvedConfig, layers: readonly SavedLayer[]): object {
   return {
     preset: config.preset.name,
+    encoder: config.encoder === "strict" ? undefined : config.encoder,
     iterations: config.iterations,
     exactWindow: config.exactWindow,
     outlierTokens: config.outlierTokens === 0 ? undefined : config.outlierTokens,
     layers: config.layers.map((layer, i) => {
       const { queryHeads, kvHeads, headDim, softmaxScale } = layer;
-      const { length, firstKept, firstTail, tiles, outliers } = layers[i];
+      const { length, firstKept, firstTail, tiles, outliers, moments } = layers[i];
       return {
         ...{ queryHeads, kvHeads, headDim, softmaxScale },
         slidingWindow: layer.slidingWindow === Infinity ? undefined : layer.slidingWindow,
@@ -139,6 +152,7 @@ function describeCache(config: ResolvedConfig, layers: readonly SavedLayer[]): o
         sinkLogits: layer.sinkLogits && Array.from(layer.sinkLogits),
         ...{ length, firstKept, firstTail, sink: tiles[0] instanceof Uint8Array ? "record" : "exact" },
         outliers: outliers?.positions,
+        moments: moments && true,
       };
     }),
   };
@@ -146,11 +160,11 @@ function describeCache(config: ResolvedConfig, layers: readonly SavedLayer[]): o
 
 function readHeader(bytes: Uint8Array): { config: ResolvedConfig; headers: LayerHeader[] } {
   try {
-    const { preset, iterations, exactWindow, outlierTokens, layers } = JSON.parse(
+    const { preset, encoder, iterations, exactWindow, outlierTokens, layers } = JSON.parse(
       new TextDecoder("utf-8", { fatal: true }).decode(bytes),
     ) as CacheConfig & { layers: LayerHeader[] };
-    const config = resolveConfig({ preset, iterations, exactWindow, outlierTokens, layers });
-    layers.forEach((layer, i) => checkLayerHeader(layer, i, config.layers[i]));
+    const config = resolveConfig({ preset, encoder, iterations, exactWindow, outlierTokens, layers });
+    layers.forEach((layer, i) => checkLayerHeader(layer, i, config.layers[i], config.encoder));
     return { config, headers: layers };
   } catch (error) {
     throw new KvarnError(
@@ -164,9 +178,10 @@ function readHeader(bytes: Uint8Array): { config: ResolvedConfig; headers: Layer
 }
 
 function checkLayerHeader(
-  { length, firstKept, firstTail, sink, outliers }: LayerHeader,
+  { length, firstKept, firstTail, sink, outliers, moments }: LayerHeader,
   layer: number,
   config: ResolvedLayer,
+  encoder: Encoder,
 ): void {
   const { layout, slidingWindow } = config;
   const { group } = layout;
@@ -181,6 +196,9 @@ function checkLayerHeader(
   }
   if (sink !== "exact" && (sink !== "record" || length < group)) {
     throw new KvarnError("corrupt-data", `layers[${layer}].sink is ${describe(sink)} at length ${length}`);
+  }
+  if (moments !== undefined && (moments !== true || encoder === "strict")) {
+    throw new KvarnError("corrupt-data", `layers[${layer}].moments is ${describe(moments)}`);
   }
   if (outliers !== undefined) checkOutliers(outliers, layer, firstKept, firstTail, config);
 }
@@ -216,7 +234,7 @@ function readTiles(
   bytes: Uint8Array,
   config: ResolvedConfig,
   layer: ResolvedLayer,
-  { length, firstKept, firstTail, sink, outliers: positions }: LayerHeader,
+  { length, firstKept, firstTail, sink, outliers: positions, moments: hasMoments }: LayerHeader,
 ): { layer: SavedLayer; bytes: number } {
   const { group } = config.preset;
   const perToken = 2 * layer.kvHeads * layer.headDim;
@@ -248,7 +266,13 @@ function readTiles(
   }
   const data = positions && takeHalves(positions.flat().length * 2 * layer.headDim);
   const outliers = positions && data && { positions, data };
-  return { layer: { length, firstKept, firstTail, tiles, outliers }, bytes: at };
+  const moments = hasMoments && new Float32Array(take(triangleLength(layer) * 4).buffer);
+  if (moments && !moments.every(Number.isFinite))
+    throw corrupt("the saved cache holds NaN or infinite moments");
+  return {
+    layer: { length, firstKept, firstTail, tiles, outliers, moments: moments || undefined },
+    bytes: at,
+  };
 }
 
 function corrupt(message: string): KvarnError {

@@ -24,7 +24,8 @@ import { nonFiniteError, type TensorData, toFloat32 } from "../tensor.js";
 import { attend } from "./attend.js";
 import { normalize } from "./normalize.js";
 import { dequantize, packCodes, quantize, unpackCodes } from "./pack.js";
-import { decodeRecord, encodeRecord, type TokenRows } from "./record.js";
+import { decodeRecord, encodeRecord, refineRecord, type TokenRows } from "./record.js";
+import { addQuery } from "./refine.js";
 import { rotate } from "./rotate.js";
 
 export type { Queries } from "../backend.js";
@@ -32,7 +33,8 @@ export type { TensorData } from "../tensor.js";
 export { attend, type TokenRun } from "./attend.js";
 export { normalize, type NormalizedTile } from "./normalize.js";
 export { dequantize, packCodes, quantize, type Quantized, unpackCodes } from "./pack.js";
-export { decodeRecord, encodeBalanced, encodeRecord, type TokenRows } from "./record.js";
+export { decodeRecord, encodeBalanced, encodeRecord, refineRecord, type TokenRows } from "./record.js";
+export { addQuery, type Feedback, queryFeedback, refine, type RefinedTile, tokenFeedback } from "./refine.js";
 export { rotate } from "./rotate.js";
 
 const MOST_BYTES = 2 ** 32;
@@ -48,6 +50,7 @@ export function referenceBackend(): Backend {
 class ReferenceBackend implements Backend {
   readonly kind = "reference";
   readonly variant = "f64";
+  readonly refines = true;
   readonly tilesAtOnce = 1;
   readonly #blocks = new Set<Block>();
 
@@ -140,6 +143,19 @@ class RecordBlock implements Block {
   }
 }
 
+class MomentBlock implements Block {
+  readonly kind = "moments";
+  readonly capacity = 0;
+  owners = 1;
+
+  /** @param data `[kvHeads, headDim, headDim]` */
+  constructor(readonly data: Float32Array) {}
+
+  get bytes(): number {
+    return this.data.byteLength;
+  }
+}
+
 class ReferenceStore implements Store {
   readonly slackBytes = 0;
   readonly doubt = undefined;
@@ -165,8 +181,32 @@ class ReferenceStore implements Store {
     return this.#keep(new RecordBlock(layout.group, allocate(Uint8Array, kvHeads * layout.bytes)));
   }
 
+  allocateMoments(): Block {
+    const { kvHeads, headDim } = this.#shape;
+    return this.#keep(new MomentBlock(allocate(Float32Array, kvHeads * headDim ** 2)));
+  }
+
   free(block: Block): void {
     this.#live.delete(block);
+  }
+
+  addQueries(moments: Block, q: TensorData, queryHeads: number): void {
+    const { kvHeads, headDim } = this.#shape;
+    const { data } = moments as MomentBlock;
+    const rows = rotate(toFloat32(q), headDim);
+    for (let row = 0; row * headDim < rows.length; row++) {
+      const head = Math.floor(((row % queryHeads) * kvHeads) / queryHeads);
+      const moment = data.subarray(head * headDim ** 2, (head + 1) * headDim ** 2);
+      addQuery(moment, rows.subarray(row * headDim, (row + 1) * headDim));
+    }
+  }
+
+  async readMoments(block: Block): Promise<Float32Array> {
+    return (block as MomentBlock).data.slice();
+  }
+
+  writeMoments(block: Block, data: Float32Array): void {
+    (block as MomentBlock).data.set(data);
   }
 
   write(targets: readonly WriteTarget[], k: TensorData, v: TensorData): void {
@@ -184,12 +224,16 @@ class ReferenceStore implements Store {
   }
 
   copy(source: Block, target: Block, tokens: number): void {
+    if (source.kind === "moments") {
+      this.writeMoments(target, (source as MomentBlock).data);
+      return;
+    }
     const length = tokens * 2 * this.#width;
     this.#exact(target).data.set(this.#exact(source).data.subarray(0, length));
   }
 
-  encode(tiles: readonly TilePair[]): void {
-    const { kvHeads, layout, iterations } = this.#shape;
+  encode(tiles: readonly TilePair[], moments?: Block): void {
+    const { kvHeads, layout, encoder, iterations } = this.#shape;
     for (const { exact, record, outliers } of tiles) {
       const source = this.#exact(exact);
       const target = this.#record(record);
@@ -199,7 +243,11 @@ class ReferenceStore implements Store {
           putMean(tokens.keys, layout.headDim, outliers[head]);
           putMean(tokens.values, layout.headDim, outliers[head]);
         }
-        target.data.set(encodeRecord(tokens, layout, iterations), head * layout.bytes);
+        const record =
+          encoder === "strict"
+            ? encodeRecord(tokens, layout, iterations)
+            : refineRecord(tokens, layout, iterations, this.#moment(moments, head));
+        target.data.set(record, head * layout.bytes);
       }
     }
   }
@@ -273,6 +321,7 @@ class ReferenceStore implements Store {
     // What lies on a GPU never comes here.
     const [q, out] = [request.q as TensorData, request.out as Float32Array];
     attend({ ...request, q, out }, this.#shape.kvHeads, this.#shape.headDim, runs);
+    if (request.moments) this.addQueries(request.moments, q, request.queryHeads);
   }
 
   trim(): void {}
@@ -305,6 +354,11 @@ class ReferenceStore implements Store {
       }
     }
     return { keys, values };
+  }
+
+  #moment(moments: Block | undefined, head: number): Float32Array | undefined {
+    const size = this.#shape.headDim ** 2;
+    return (moments as MomentBlock | undefined)?.data.subarray(head * size, (head + 1) * size);
   }
 
   #recordRows(block: RecordBlock, head: number): TokenRows {

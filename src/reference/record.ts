@@ -2,6 +2,7 @@ import type { RecordLayout } from "../format.js";
 import { fromHalf, HALF_MAX, toHalf } from "../half.js";
 import { normalize, type NormalizedTile } from "./normalize.js";
 import { packCodes, quantize, type Quantized, unpackCodes } from "./pack.js";
+import { queryFeedback, refine, tokenFeedback } from "./refine.js";
 
 /** Some consecutive tokens of one KV head, in the rotated frame. */
 export interface TokenRows {
@@ -43,21 +44,50 @@ export function encodeBalanced(
   layout: RecordLayout,
 ): Uint8Array {
   const { headDim, group, keyBits, valueBits } = layout;
-  const record = new Uint8Array(layout.bytes);
-
   const k = quantize(keys.balanced, headDim, group, keyBits);
-  const kScales = absorb(keys, k);
-  record.set(packCodes(k.codes, keyBits), layout.kCodes);
-  writeScales(record, layout.kScale, kScales.rowScale);
-  writeScales(record, layout.kZero, kScales.rowZero);
-  writeScales(record, layout.kToken, kScales.columnScale);
-
   const v = quantize(values.balanced, group, headDim, valueBits);
-  const vScales = absorb(values, v);
-  record.set(packCodes(v.codes, valueBits), layout.vCodes);
-  writeScales(record, layout.vScale, vScales.columnScale);
-  writeScales(record, layout.vToken, vScales.rowScale);
-  writeScales(record, layout.vZero, vScales.rowZero);
+  return packRecord({ codes: k.codes, ...absorb(keys, k) }, { codes: v.codes, ...absorb(values, v) }, layout);
+}
+
+/**
+ * As {@link encodeRecord}, with scales and codes chosen for what attention makes of them: see {@link refine}.
+ * @param moment `[headDim, headDim]`: see {@link queryFeedback}; none: as if no queries were known
+ */
+export function refineRecord(
+  tokens: TokenRows,
+  layout: RecordLayout,
+  iterations: number,
+  moment?: ArrayLike<number>,
+): Uint8Array {
+  const { headDim, group, keyBits, valueBits } = layout;
+  const keyTile = transpose(tokens.keys, group, headDim);
+  const valueTile = Float32Array.from(tokens.values);
+  const keyFeedback = moment && queryFeedback(moment, headDim, group);
+  return packRecord(
+    refine(keyTile, headDim, group, keyBits, iterations, keyFeedback),
+    refine(valueTile, group, headDim, valueBits, iterations, tokenFeedback(group, headDim, valueBits)),
+    layout,
+  );
+}
+
+/** What a record holds of a tile. */
+interface TileFields {
+  readonly codes: Uint8Array;
+  readonly rowScale: ArrayLike<number>;
+  readonly rowZero: ArrayLike<number>;
+  readonly columnScale: ArrayLike<number>;
+}
+
+function packRecord(k: TileFields, v: TileFields, layout: RecordLayout): Uint8Array {
+  const record = new Uint8Array(layout.bytes);
+  record.set(packCodes(k.codes, layout.keyBits), layout.kCodes);
+  writeScales(record, layout.kScale, k.rowScale);
+  writeScales(record, layout.kZero, k.rowZero);
+  writeScales(record, layout.kToken, k.columnScale);
+  record.set(packCodes(v.codes, layout.valueBits), layout.vCodes);
+  writeScales(record, layout.vScale, v.columnScale);
+  writeScales(record, layout.vToken, v.rowScale);
+  writeScales(record, layout.vZero, v.rowZero);
   return record;
 }
 
@@ -116,9 +146,9 @@ export function absorb(
   };
 }
 
-function writeScales(record: Uint8Array, offset: number, scales: Float32Array): void {
+function writeScales(record: Uint8Array, offset: number, scales: ArrayLike<number>): void {
   const view = new DataView(record.buffer, record.byteOffset, record.byteLength);
-  scales.forEach((scale, i) => view.setUint16(offset + 2 * i, toHalf(scale), true));
+  for (let i = 0; i < scales.length; i++) view.setUint16(offset + 2 * i, toHalf(scales[i]), true);
 }
 
 function readScales(record: Uint8Array, offset: number, count: number): Float64Array {

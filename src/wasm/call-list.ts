@@ -16,6 +16,8 @@ const NUMBERS: Record<TaskKernel, number> = {
   encodeNewKeys: 8,
   encodeNewValues: 9,
   hideTokens: 10,
+  refineKeys: 11,
+  refineValues: 12,
 };
 
 /** Stands in for the kernels, and keeps what it is told: by task, the calls of one after another. */
@@ -87,6 +89,14 @@ export class CallList implements TaskKernels {
 
   encodeValues(...args: number[]): void {
     this.#add(NUMBERS.encodeValues, args);
+  }
+
+  refineKeys(...args: number[]): void {
+    this.#add(NUMBERS.refineKeys, args);
+  }
+
+  refineValues(...args: number[]): void {
+    this.#add(NUMBERS.refineValues, args);
   }
 
   /** @returns where its result will be, in bytes from the address of {@link move} on */

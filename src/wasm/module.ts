@@ -37,6 +37,18 @@ export interface Kernels {
   encodeValues(source: number, stride: number, ...tile: number[]): void;
   encodeNewKeys(source: number, stride: number, ...tile: number[]): number;
   encodeNewValues(source: number, stride: number, ...tile: number[]): number;
+  refineKeys(source: number, stride: number, ...tile: number[]): void;
+  refineValues(source: number, stride: number, ...tile: number[]): void;
+  addQueries(
+    source: number,
+    half: boolean,
+    tokens: number,
+    perHead: number,
+    stride: number,
+    headDim: number,
+    target: number,
+  ): void;
+  factorQueries(moment: number, headDim: number, target: number): number;
   keyNorms(keys: number, stride: number, tokens: number, headDim: number, target: number): void;
   sumTokens(source: number, stride: number, tokens: number, headDim: number, target: number): void;
   decodeKeys(headDim: number, group: number, bits: number, ...fields: number[]): void;

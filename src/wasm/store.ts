@@ -1,6 +1,6 @@
 /** Tiles of one layer shape in WASM memory. */
 import type { AttendRequest, Block, Segment, Store, StoreShape, TilePair, WriteTarget } from "../backend.js";
-import { halfBytesPerToken } from "../bytes.js";
+import { halfBytesPerToken, momentBytes } from "../bytes.js";
 import { fromHalf, toHalf } from "../half.js";
 import { nonFiniteError, type TensorData } from "../tensor.js";
 import type { Heap, Range } from "./heap.js";
@@ -90,6 +90,12 @@ export class WasmStore implements Store {
     return new WasmBlock("record", layout.group, this.#heap.allocate(kvHeads * layout.bytes));
   }
 
+  allocateMoments(): Block {
+    const range = this.#heap.allocate(momentBytes(this.#shape));
+    this.#floats(range.address, range.bytes / 4).fill(0);
+    return new WasmBlock("moments", 0, range);
+  }
+
   free(block: Block): void {
     this.#heap.free((block as WasmBlock).range);
   }
@@ -105,15 +111,19 @@ export class WasmStore implements Store {
 
   copy(source: Block, target: Block, tokens: number): void {
     const start = address(source);
-    this.#bytes().copyWithin(address(target), start, start + tokens * this.#tokenBytes);
+    const bytes = source.kind === "moments" ? source.bytes : tokens * this.#tokenBytes;
+    this.#bytes().copyWithin(address(target), start, start + bytes);
   }
 
-  encode(tiles: readonly TilePair[]): void {
-    const sums = tiles.some(({ outliers }) => outliers) ? this.#workspace.take(this.#shape.headDim * 8) : 0;
+  encode(tiles: readonly TilePair[], moments?: Block): void {
+    const replacing = tiles.some(({ outliers }) => outliers);
+    const sumBytes = replacing ? this.#shape.headDim * 8 : 0;
+    const sums = this.#workspace.take(sumBytes + (moments?.bytes ?? 0));
+    const factors = moments && this.#factorQueries(moments, sums + sumBytes);
     const replaced: ExactRow[] = [];
     try {
       for (const tile of tiles) this.#replaceOutliers(tile, sums, replaced);
-      for (const { exact, record } of tiles) this.#encode(exact, record);
+      for (const { exact, record } of tiles) this.#encode(exact, record, factors);
       this.#tasks.finish();
     } finally {
       for (const { at, row } of replaced) this.#put(row, at);
@@ -148,40 +158,66 @@ export class WasmStore implements Store {
     }
   }
 
-  #encode(exact: Block, record: Block): void {
-    const { kvHeads, headDim, layout, iterations } = this.#shape;
+  /** Of each KV head, where what encoding needs of the queries seen lies, at `target` and on; 0 where there are none. */
+  #factorQueries(moments: Block, target: number): number[] {
+    const { kvHeads, headDim } = this.#shape;
+    const size = headDim * headDim * 4;
+    return Array.from({ length: kvHeads }, (_, head) => {
+      const factor = target + head * size;
+      return this.#kernels.factorQueries(address(moments) + head * size, headDim, factor) ? factor : 0;
+    });
+  }
+
+  addQueries(moments: Block, q: TensorData, queryHeads: number): void {
+    const { kvHeads, headDim } = this.#shape;
+    const rowBytes = headDim * q.BYTES_PER_ELEMENT;
+    const perHead = queryHeads / kvHeads;
+    const step = Math.max(1, Math.floor(QUERY_ELEMENTS / (queryHeads * headDim))) * queryHeads * headDim;
+    for (let first = 0; first < q.length; first += step) {
+      const part = q.subarray(first, first + step);
+      const source = this.#workspace.take(part.byteLength);
+      this.#put(part, source);
+      const tokens = part.length / (queryHeads * headDim);
+      for (let head = 0; head < kvHeads; head++) {
+        this.#kernels.addQueries(
+          source + head * perHead * rowBytes,
+          q instanceof Uint16Array,
+          tokens,
+          perHead,
+          queryHeads * rowBytes,
+          headDim,
+          address(moments) + head * headDim * headDim * 4,
+        );
+      }
+    }
+  }
+
+  async readMoments(block: Block): Promise<Float32Array> {
+    return this.#floats(address(block), block.bytes / 4).slice();
+  }
+
+  writeMoments(block: Block, data: Float32Array): void {
+    this.#put(data, address(block));
+  }
+
+  #encode(exact: Block, record: Block, factors: readonly number[] | undefined): void {
+    const { kvHeads, headDim, layout, encoder, iterations } = this.#shape;
     const { group, keyBits, valueBits } = layout;
     const cost = this.#encodingCost();
+    const { kernels } = this.#tasks;
     for (let head = 0; head < kvHeads; head++) {
       const { keys, values } = this.#headTokens(exact, head);
       const { kCodes, kScale, kZero, kToken, vCodes, vScale, vToken, vZero } = this.#headRecord(record, head);
-      const stride = this.#tokenBytes;
+      const keyTile = [keys, this.#tokenBytes, headDim, group, keyBits, iterations] as const;
+      const keyFields = [kCodes, kScale, kZero, kToken];
+      const valueTile = [values, this.#tokenBytes, headDim, group, valueBits, iterations] as const;
+      const valueFields = [vCodes, vScale, vToken, vZero];
       this.#tasks.begin(cost);
-      this.#tasks.kernels.encodeKeys(
-        keys,
-        stride,
-        headDim,
-        group,
-        keyBits,
-        iterations,
-        kCodes,
-        kScale,
-        kZero,
-        kToken,
-      );
+      if (encoder === "strict") kernels.encodeKeys(...keyTile, ...keyFields);
+      else kernels.refineKeys(...keyTile, factors?.[head] ?? 0, ...keyFields);
       this.#tasks.begin(cost);
-      this.#tasks.kernels.encodeValues(
-        values,
-        stride,
-        headDim,
-        group,
-        valueBits,
-        iterations,
-        vCodes,
-        vScale,
-        vToken,
-        vZero,
-      );
+      if (encoder === "strict") kernels.encodeValues(...valueTile, ...valueFields);
+      else kernels.refineValues(...valueTile, ...valueFields);
     }
   }
 
@@ -320,6 +356,8 @@ export class WasmStore implements Store {
       const tokens = Math.min(step, request.queryTokens - first);
       this.#attendSome(request, segments, cut, first, tokens);
     }
+    // What lies on a GPU never comes here.
+    if (request.moments) this.addQueries(request.moments, request.q as TensorData, request.queryHeads);
   }
 
   trim(): void {}
@@ -530,6 +568,10 @@ export class WasmStore implements Store {
 
   #halves(at: number, length: number): Uint16Array {
     return new Uint16Array(this.#kernels.memory.buffer, at, length);
+  }
+
+  #floats(at: number, length: number): Float32Array {
+    return new Float32Array(this.#kernels.memory.buffer, at, length);
   }
 
   #doubles(at: number, length: number): Float64Array {

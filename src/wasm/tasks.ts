@@ -11,6 +11,8 @@ export type TaskKernels = Pick<
   | "attendExact"
   | "encodeKeys"
   | "encodeValues"
+  | "refineKeys"
+  | "refineValues"
 >;
 
 /** How attention is cut: each task takes some KV heads, and one of several parts of the sequence. */

@@ -14,7 +14,7 @@ const MOST_KEPT = 1 << 15;
  */
 export function encode(
   gpu: Gpu,
-  { kvHeads, headDim, layout, iterations }: StoreShape,
+  { kvHeads, headDim, layout, iterations }: Omit<StoreShape, "encoder">,
   exact: GPUBuffer,
   records: GPUBuffer,
   tiles: readonly { exact: number; record: number }[],

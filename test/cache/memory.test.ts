@@ -114,7 +114,8 @@ describeEngines("memory()", (kvarn) => {
       const f16Bytes = sinkBytes + tailBytes + sum(({ headDim }, i) => counts[i][1] * GROUP * headDim * 4);
       const ratio = totalBytes === 0 ? 1 : f16Bytes / totalBytes;
       const recordRatio = sum(({ headDim }) => GROUP * headDim * 4) / sum(record);
-      return { sinkBytes, recordBytes, tailBytes, outlierBytes: 0, totalBytes, f16Bytes, ratio, recordRatio };
+      const others = { outlierBytes: 0, queryBytes: 0 };
+      return { sinkBytes, recordBytes, tailBytes, ...others, totalBytes, f16Bytes, ratio, recordRatio };
     };
     const check = (...counts: [number, number, number][]) => {
       const { reservedBytes, ...bytes } = cache.memory();

@@ -238,14 +238,15 @@ describe.each(watchedEngines)("bytes that are no saved cache, %s", (_, open) => 
         changed(0, 0x6b),
         changed(5, 1),
         changed(7, 1),
-        // The version of caches with outlier tokens.
+        // The versions of caches with outlier tokens, and of refined ones.
         changed(8, 2),
+        changed(8, 3),
         bytes.slice(1),
       ],
       "corrupt-data",
     );
     await expectAllRefused(
-      [changed(8, 0), changed(8, 3), changed(8, 1, 1), changed(8, 2, 1), changed(11, 128)],
+      [changed(8, 0), changed(8, 4), changed(8, 1, 1), changed(8, 2, 1), changed(11, 128)],
       "unsupported-version",
     );
   });

@@ -234,6 +234,7 @@ export interface SavedHeader {
   iterations: number;
   exactWindow: number;
   outlierTokens?: number;
+  encoder?: "refined";
   layers: (HeadShape & {
     softmaxScale: number;
     slidingWindow?: number;
@@ -244,6 +245,7 @@ export interface SavedHeader {
     firstTail: number;
     sink: "exact" | "record";
     outliers?: number[][];
+    moments?: true;
   })[];
 }
 
@@ -267,6 +269,8 @@ export interface Saved {
     readonly tiles: readonly SavedTile[];
     /** Binary16 bits, `[2, headDim]` each. */
     readonly outliers: readonly { head: number; position: number; token: Uint16Array }[];
+    /** Triangles of what is known of the queries, KV head after KV head; empty where there is nothing. */
+    readonly moments: Float32Array;
   }[];
 }
 
@@ -276,7 +280,8 @@ export function readSaved(bytes: Uint8Array): Saved {
   expect(new TextDecoder().decode(bytes.subarray(0, 8))).toBe("KVARN\0\0\0");
   const payloadStart = 16 + view.getUint32(12, true);
   const header = JSON.parse(new TextDecoder().decode(bytes.subarray(16, payloadStart))) as SavedHeader;
-  expect(view.getUint32(8, true)).toBe(header.outlierTokens === undefined ? 1 : 2);
+  const version = header.encoder === "refined" ? 3 : header.outlierTokens === undefined ? 1 : 2;
+  expect(view.getUint32(8, true)).toBe(version);
   const preset = parsePreset(header.preset);
   let offset = payloadStart;
   const layers = header.layers.map((config) => {
@@ -298,7 +303,9 @@ export function readSaved(bytes: Uint8Array): Saved {
         return { head, position, token };
       }),
     );
-    return { config, layout, tiles, outliers };
+    const numbers = config.moments ? (config.kvHeads * config.headDim * (config.headDim + 1)) / 2 : 0;
+    const moments = new Float32Array(bytes.slice(offset, (offset += 4 * numbers)).buffer);
+    return { config, layout, tiles, outliers, moments };
   });
   expect(offset).toBe(bytes.length - 4);
   expect(view.getUint32(offset, true)).toBe(crc32(bytes.subarray(0, offset)));

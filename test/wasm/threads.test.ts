@@ -74,6 +74,8 @@ describe.each([2, 3])("%i threads", (threads) => {
     expectSame(await kvarn.encode(k, v, options), records);
     const half = new Uint16Array(k.length).map((_, i) => 0x3000 + (i % 2000));
     expectSame(await kvarn.encode(half, v, options), await single.encode(half, v, options));
+    const refined = { ...options, encoder: "refined" as const, queries: v, queryHeads: shape.kvHeads };
+    expectSame(await kvarn.encode(k, v, refined), await single.encode(k, v, refined));
   });
 
   it.each(SHAPES)("keep the cache of one, and attend as it does: %o", async (shape) => {

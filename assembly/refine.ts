@@ -1,0 +1,450 @@
+// The refined encoder: scales and codes chosen for what attention makes of them. What it does and why is said in
+// src/reference/refine.ts.
+
+import { HALF_MAX, loadHalf4, loadHalves, roundHalf, storeHalves } from "./half";
+import { held, largest, madd, nearest4, smallest, sum } from "./lanes";
+import {
+  BEST_COLUMN_SCALE,
+  CODE_SCALE,
+  CODE_ZERO,
+  COLUMN_INVERSE,
+  COLUMN_SCALE,
+  COLUMN_SUM,
+  K_BYTES,
+  QUADS,
+  ROW_SPREAD,
+  TILE,
+} from "./memory";
+import { normalizeTile } from "./normalize";
+import { closeCodes } from "./pack";
+import { loadKeyQuads, loadValueQuads } from "./quads";
+import { rotateRow } from "./rotate";
+import { fill, invert, scale } from "./vectors";
+
+const NARROWER: f32 = 0.4;
+const RANGES = 4;
+const QUERY_WEIGHT: f32 = 10;
+const TOKEN_DECAY: f32 = 0.9692332344763441; // e^(-1/32)
+const TOKEN_SHARE: f32 = 0.15;
+const MOST_COLUMN_EXPONENT = 14;
+
+// The row that is being rounded: what is to be rounded, divided by the columns' scales.
+const LINE: usize = ROW_SPREAD;
+// Of V: by channel, the errors so far, the older the less.
+const OWED: usize = COLUMN_SUM;
+// Of K: the errors of channels that are done, `[rows, columns]`.
+const ERRORS: usize = TILE;
+
+// Encodes the K tile of one head from `group` exact tokens at `source`, one every `stride` bytes. `factor`: of the queries, or
+// 0; see `factorQueries`.
+export function refineKeys(
+  source: usize,
+  stride: usize,
+  headDim: i32,
+  group: i32,
+  bits: i32,
+  iterations: i32,
+  factor: usize,
+  codes: usize,
+  scale: usize,
+  zero: usize,
+  token: usize,
+): void {
+  loadKeyQuads(source, stride, group, headDim);
+  findColumnScales(headDim, group, iterations);
+  for (let channel = headDim - 1; channel >= 0; channel--) {
+    if (factor) correctChannel(channel, headDim, group, factor);
+    else openRow(channel, group);
+    roundRow(channel, group, bits);
+    if (factor) noteChannel(channel, group);
+  }
+  storeTile(headDim, group, bits, codes, scale, zero, token);
+}
+
+// Encodes the V tile likewise.
+export function refineValues(
+  source: usize,
+  stride: usize,
+  headDim: i32,
+  group: i32,
+  bits: i32,
+  iterations: i32,
+  codes: usize,
+  scale: usize,
+  token: usize,
+  zero: usize,
+): void {
+  loadValueQuads(source, stride, group, headDim);
+  findColumnScales(group, headDim, iterations);
+  fill(OWED, headDim, 0);
+  for (let row = 0; row < group; row++) {
+    correctToken(row, headDim, bits);
+    roundRow(row, headDim, bits);
+    noteToken(row, headDim);
+  }
+  storeTile(group, headDim, bits, codes, token, zero, scale);
+}
+
+@inline
+function exponentOf(x: f32): i32 {
+  return <i32>(reinterpret<u32>(x) >> 23) - 127;
+}
+
+// 2 to the power of n, for normal numbers.
+@inline
+function powerOfTwo(n: i32): f32 {
+  return reinterpret<f32>((n + 127) << 23);
+}
+
+// Scales of the columns, rounded to binary16, in COLUMN_SCALE; their inverses in COLUMN_INVERSE.
+function findColumnScales(rows: i32, columns: i32, iterations: i32): void {
+  normalizeTile(rows, columns, iterations);
+  invert(BEST_COLUMN_SCALE, COLUMN_INVERSE, columns);
+  let most = f32x4.splat(0);
+  let at: usize = QUADS;
+  for (let row = 0; row < rows; row += 4) {
+    for (let i: usize = COLUMN_INVERSE, end = i + ((<usize>columns) << 2); i < end; i += 16, at += 64) {
+      const larger = f32x4.pmax(
+        f32x4.pmax(f32x4.abs(v128.load(at)), f32x4.abs(v128.load(at, 16))),
+        f32x4.pmax(f32x4.abs(v128.load(at, 32)), f32x4.abs(v128.load(at, 48))),
+      );
+      most = f32x4.pmax(most, f32x4.mul(larger, v128.load(i)));
+    }
+  }
+  const largestValue = largest(most);
+  if (largestValue > 0) {
+    let widest = f32x4.splat(0);
+    for (let i: usize = BEST_COLUMN_SCALE, end = i + ((<usize>columns) << 2); i < end; i += 16) {
+      widest = f32x4.pmax(widest, v128.load(i));
+    }
+    const room = MOST_COLUMN_EXPONENT - exponentOf(largest(widest));
+    scale(BEST_COLUMN_SCALE, powerOfTwo(min(exponentOf(largestValue) >> 1, room)), columns);
+  }
+  storeHalves(BEST_COLUMN_SCALE, LINE, columns);
+  loadHalves(LINE, COLUMN_SCALE, columns);
+  invert(COLUMN_SCALE, COLUMN_INVERSE, columns);
+}
+
+// Where the first four values of a row lie in QUADS; the next ones, 64 bytes further each.
+@inline
+function rowOf(row: i32, columns: i32): usize {
+  return QUADS + <usize>(row >> 2) * ((<usize>columns) << 4) + ((<usize>(row & 3)) << 4);
+}
+
+// A row as it is, divided by the columns' scales, to LINE.
+function openRow(row: i32, columns: i32): void {
+  let at = rowOf(row, columns);
+  for (let i: usize = 0; i < (<usize>columns) << 2; i += 16, at += 64) {
+    v128.store(LINE + i, f32x4.mul(v128.load(at), v128.load(COLUMN_INVERSE + i)));
+  }
+}
+
+// The same, with what a token of V makes up for.
+function correctToken(row: i32, columns: i32, bits: i32): void {
+  const end = (<usize>columns) << 2;
+  const first = rowOf(row, columns);
+  let own = f32x4.splat(0);
+  let owed = own;
+  for (let i: usize = 0, at = first; i < end; i += 16, at += 64) {
+    own = madd(v128.load(at), v128.load(at), own);
+    owed = madd(v128.load(OWED + i), v128.load(OWED + i), owed);
+  }
+  const most = sum(owed);
+  const limit: f32 = most > 0 ? sqrt(sum(own) / most) / <f32>(2 << bits) : 0;
+  const share = f32x4.splat(-min(TOKEN_SHARE, limit));
+  for (let i: usize = 0, at = first; i < end; i += 16, at += 64) {
+    const value = madd(v128.load(OWED + i), share, v128.load(at));
+    v128.store(LINE + i, f32x4.mul(value, v128.load(COLUMN_INVERSE + i)));
+  }
+}
+
+// Takes the errors of a rounded token in; LINE holds what decodes, see `roundRow`.
+function noteToken(row: i32, columns: i32): void {
+  const decay = held(0, f32x4.splat(TOKEN_DECAY));
+  let at = rowOf(row, columns);
+  for (let i: usize = 0; i < (<usize>columns) << 2; i += 16, at += 64) {
+    const error = f32x4.sub(v128.load(LINE + i), v128.load(at));
+    v128.store(OWED + i, madd(v128.load(OWED + i), decay, error));
+  }
+}
+
+// The same of a channel of K.
+function noteChannel(channel: i32, columns: i32): void {
+  let at = rowOf(channel, columns);
+  const errors = ERRORS + ((<usize>(channel * columns)) << 2);
+  for (let i: usize = 0; i < (<usize>columns) << 2; i += 16, at += 64) {
+    v128.store(errors + i, f32x4.sub(v128.load(LINE + i), v128.load(at)));
+  }
+}
+
+// The same as `openRow`, with what a channel of K makes up for: the errors of the later ones, times its row of the factor,
+// which is divided by its own element there. Columns go by 32: their sums stay in registers.
+function correctChannel(channel: i32, headDim: i32, columns: i32, factor: usize): void {
+  const shares = factor + ((<usize>(channel * headDim)) << 2);
+  const end = shares + ((<usize>headDim) << 2);
+  const rowBytes = (<usize>columns) << 2;
+  let at = rowOf(channel, columns);
+  for (let i: usize = 0; i < rowBytes; i += 128, at += 512) {
+    let a = f32x4.splat(0);
+    let b = a;
+    let c = a;
+    let d = a;
+    let e = a;
+    let f = a;
+    let g = a;
+    let h = a;
+    let errors = ERRORS + <usize>(channel + 1) * rowBytes + i;
+    for (let share = shares + ((<usize>(channel + 1)) << 2); share < end; share += 4, errors += rowBytes) {
+      const by = v128.load32_splat(share);
+      a = madd(v128.load(errors), by, a);
+      b = madd(v128.load(errors, 16), by, b);
+      c = madd(v128.load(errors, 32), by, c);
+      d = madd(v128.load(errors, 48), by, d);
+      e = madd(v128.load(errors, 64), by, e);
+      f = madd(v128.load(errors, 80), by, f);
+      g = madd(v128.load(errors, 96), by, g);
+      h = madd(v128.load(errors, 112), by, h);
+    }
+    storeCorrected(at, i, a);
+    storeCorrected(at + 64, i + 16, b);
+    storeCorrected(at + 128, i + 32, c);
+    storeCorrected(at + 192, i + 48, d);
+    storeCorrected(at + 256, i + 64, e);
+    storeCorrected(at + 320, i + 80, f);
+    storeCorrected(at + 384, i + 96, g);
+    storeCorrected(at + 448, i + 112, h);
+  }
+}
+
+@inline
+function storeCorrected(at: usize, i: usize, owed: v128): void {
+  v128.store(LINE + i, f32x4.mul(f32x4.sub(v128.load(at), owed), v128.load(COLUMN_INVERSE + i)));
+}
+
+@inline
+function clampCodes(x: v128, top: v128): v128 {
+  return f32x4.pmin(top, f32x4.pmax(f32x4.splat(0), x));
+}
+
+// Rounds LINE: a scale and a zero point to CODE_SCALE and CODE_ZERO, codes to K_BYTES, and what decodes to LINE.
+function roundRow(row: i32, columns: i32, bits: i32): void {
+  const end = LINE + ((<usize>columns) << 2);
+  let low = f32x4.splat(Infinity);
+  let high = f32x4.splat(-Infinity);
+  for (let i = LINE; i < end; i += 16) {
+    const x = v128.load(i);
+    low = f32x4.pmin(low, x);
+    high = f32x4.pmax(high, x);
+  }
+  const lowest = smallest(low);
+  const range = largest(high) - lowest;
+  // Sums are of what lies above the lowest value: an offset costs no digits.
+  const origin = f32x4.splat(lowest);
+  let sums = f32x4.splat(0);
+  let squares = sums;
+  for (let i = LINE; i < end; i += 16) {
+    const x = f32x4.sub(v128.load(i), origin);
+    sums = f32x4.add(sums, x);
+    squares = madd(x, x, squares);
+    v128.store(i, x);
+  }
+  const share: f32 = 1 / <f32>columns;
+  const mean = sum(sums) * share;
+  const variance = sum(squares) * share - mean * mean;
+  const topCode = <f32>((1 << bits) - 1);
+  const top = held(0, f32x4.splat(topCode));
+  const rounder = held(1, f32x4.splat(12582912));
+  let scale: f32 = 0;
+  let zero: f32 = 0;
+  let least: f32 = Infinity;
+  for (let n = 0; n < RANGES; n++) {
+    const narrower = (<f32>n * NARROWER) / <f32>(1 << bits);
+    const step = (range * (1 - narrower)) / topCode;
+    if (!(step > 0)) break;
+    const inverse = f32x4.splat(1 / step);
+    const first = f32x4.splat((-range * narrower * 0.5) / step);
+    let codes = f32x4.splat(0);
+    let codeSquares = codes;
+    let products = codes;
+    for (let i = LINE; i < end; i += 16) {
+      const x = v128.load(i);
+      const rounded = f32x4.sub(f32x4.add(madd(x, inverse, first), rounder), rounder);
+      const code = clampCodes(rounded, top);
+      codes = f32x4.add(codes, code);
+      codeSquares = madd(code, code, codeSquares);
+      products = madd(code, x, products);
+    }
+    const meanCode = sum(codes) * share;
+    const common = sum(products) * share - meanCode * mean;
+    if (!(common > 0)) continue;
+    const fitted = variance / common;
+    const error = fitted * fitted * (sum(codeSquares) * share - meanCode * meanCode) - variance;
+    if (error < least) {
+      least = error;
+      scale = fitted;
+      zero = mean - fitted * meanCode;
+    }
+  }
+  scale = roundHalf(min(scale, HALF_MAX));
+  zero = roundHalf(max(-HALF_MAX, min(HALF_MAX, lowest + zero)));
+  store<f32>(CODE_SCALE + ((<usize>row) << 2), scale);
+  store<f32>(CODE_ZERO + ((<usize>row) << 2), zero);
+  chooseCodes(row, columns, scale, zero, lowest - zero, top, rounder);
+}
+
+// The codes nearest to LINE, less `offset`.
+@inline
+function chooseCodes(
+  row: i32,
+  columns: i32,
+  scale: f32,
+  zero: f32,
+  offset: f32,
+  top: v128,
+  rounder: v128,
+): void {
+  // Of a constant row all codes are 0.
+  const inverse = f32x4.splat(scale > 0 ? 1 / scale : 0);
+  const first = f32x4.mul(f32x4.splat(offset), inverse);
+  const scales = f32x4.splat(scale);
+  const zeros = f32x4.splat(zero);
+  let target = K_BYTES + <usize>(row * columns);
+  for (let i: usize = 0; i < (<usize>columns) << 2; i += 64, target += 16) {
+    const a = chooseFour(i, inverse, first, top, rounder, scales, zeros);
+    const b = chooseFour(i + 16, inverse, first, top, rounder, scales, zeros);
+    const c = chooseFour(i + 32, inverse, first, top, rounder, scales, zeros);
+    const d = chooseFour(i + 48, inverse, first, top, rounder, scales, zeros);
+    v128.store(target, i8x16.narrow_i16x8_u(i16x8.narrow_i32x4_u(a, b), i16x8.narrow_i32x4_u(c, d)));
+  }
+}
+
+// Four codes as i32; what decodes goes to LINE.
+@inline
+function chooseFour(
+  i: usize,
+  inverse: v128,
+  first: v128,
+  top: v128,
+  rounder: v128,
+  scales: v128,
+  zeros: v128,
+): v128 {
+  const x = madd(v128.load(LINE + i), inverse, first);
+  const code = clampCodes(f32x4.sub(f32x4.add(x, rounder), rounder), top);
+  v128.store(LINE + i, f32x4.mul(madd(code, scales, zeros), v128.load(COLUMN_SCALE + i)));
+  return nearest4(code, rounder);
+}
+
+// Packed codes, and all scales as binary16. Packing writes past the end: the scales that lie there come after.
+function storeTile(
+  rows: i32,
+  columns: i32,
+  bits: i32,
+  codes: usize,
+  rowScale: usize,
+  rowZero: usize,
+  columnScale: usize,
+): void {
+  closeCodes(K_BYTES, rows * columns, bits, codes);
+  storeHalves(CODE_SCALE, rowScale, rows);
+  storeHalves(CODE_ZERO, rowZero, rows);
+  storeHalves(COLUMN_SCALE, columnScale, columns);
+}
+
+// Adds the queries of the heads that read one KV head to its moment, `[headDim, headDim]` at `target`, upper triangle: each
+// rotated, and divided by its length. `perHead` of them lie one after another at `source`, those of the next token `stride`
+// bytes further. They go by fours, so that the moment is loaded and stored a quarter as often.
+export function addQueries(
+  source: usize,
+  half: bool,
+  tokens: i32,
+  perHead: i32,
+  stride: usize,
+  headDim: i32,
+  target: usize,
+): void {
+  const bytes = (<usize>headDim) << 2;
+  const rowBytes = half ? bytes >> 1 : bytes;
+  let count = 0;
+  for (let token = 0; token < tokens; token++, source += stride) {
+    for (let row: usize = 0; row < <usize>perHead; row++) {
+      const query = TILE + <usize>count * bytes;
+      if (half) {
+        loadHalves(source + row * rowBytes, query, headDim);
+        rotateRow(query, query, headDim);
+      } else {
+        rotateRow(source + row * rowBytes, query, headDim);
+      }
+      toUnitLength(query, headDim);
+      if (++count == 4) {
+        addFour(headDim, target);
+        count = 0;
+      }
+    }
+  }
+  if (count == 0) return;
+  fill(TILE + <usize>count * bytes, (4 - count) * headDim, 0);
+  addFour(headDim, target);
+}
+
+// Leaves zeros as they are. Divided by the largest value first: squares must not overflow.
+function toUnitLength(x: usize, count: i32): void {
+  let most = f32x4.splat(0);
+  const end = x + ((<usize>count) << 2);
+  for (let i = x; i < end; i += 16) most = f32x4.pmax(most, f32x4.abs(v128.load(i)));
+  const largestValue = largest(most);
+  if (largestValue == 0) return;
+  scale(x, 1 / largestValue, count);
+  let squares = f32x4.splat(0);
+  for (let i = x; i < end; i += 16) squares = madd(v128.load(i), v128.load(i), squares);
+  scale(x, 1 / sqrt(sum(squares)), count);
+}
+
+// Adds the products of four rows in TILE.
+function addFour(headDim: i32, target: usize): void {
+  const bytes = (<usize>headDim) << 2;
+  for (let i: usize = 0; i < bytes; i += 4, target += bytes) {
+    const a = v128.load32_splat(TILE + i);
+    const b = v128.load32_splat(TILE + bytes + i);
+    const c = v128.load32_splat(TILE + 2 * bytes + i);
+    const d = v128.load32_splat(TILE + 3 * bytes + i);
+    for (let j = i & ~15; j < bytes; j += 16) {
+      const at = TILE + j;
+      const ab = madd(v128.load(at), a, f32x4.mul(v128.load(at + bytes), b));
+      const cd = madd(v128.load(at + 2 * bytes), c, f32x4.mul(v128.load(at + 3 * bytes), d));
+      v128.store(target + j, f32x4.add(v128.load(target + j), f32x4.add(ab, cd)));
+    }
+  }
+}
+
+// Of a moment, what `refineKeys` needs: U with `U^T U = H`, upper triangular, `[headDim, headDim]` at `target`, each row divided
+// by its diagonal. False where no query was added.
+export function factorQueries(moment: usize, headDim: i32, target: usize): bool {
+  const bytes = (<usize>headDim) << 2;
+  let trace: f32 = 0;
+  for (let i: usize = 0; i < bytes; i += 4) trace += load<f32>(moment + i * <usize>headDim + i);
+  if (!(trace > 0)) return false;
+  memory.copy(target, moment, bytes * <usize>headDim);
+  scale(target, (QUERY_WEIGHT * <f32>headDim) / trace, headDim * headDim);
+  for (let i: usize = 0; i < bytes; i += 4) {
+    const own = target + i * <usize>headDim + i;
+    store<f32>(own, load<f32>(own) + 1);
+  }
+  for (let i: usize = 0; i < bytes; i += 4) {
+    const row = target + i * <usize>headDim;
+    // At least 1, short of rounding.
+    const inverse: f32 = 1 / max<f32>(1, load<f32>(row + i));
+    for (let later = i + 4; later < bytes; later += 4) {
+      // The square root of the diagonal, twice.
+      const by = f32x4.splat(-load<f32>(row + later) * inverse);
+      const other = target + later * <usize>headDim;
+      for (let j = later & ~15; j < bytes; j += 16) {
+        v128.store(other + j, madd(v128.load(row + j), by, v128.load(other + j)));
+      }
+    }
+    for (let j = i & ~15; j < bytes; j += 16) {
+      v128.store(row + j, f32x4.mul(v128.load(row + j), f32x4.splat(inverse)));
+    }
+  }
+  return true;
+}
