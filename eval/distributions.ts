@@ -26,6 +26,25 @@ export function compareNext(exact: Float32Array, actual: Float32Array, came: num
   };
 }
 
+/**
+ * Compares what two runs expect after each token of a block.
+ * @param exact `[tokens, vocabulary]`
+ * @param actual the same
+ * @param tokens how many they are
+ * @param came those that did come next; after a text's last token nothing is known to
+ */
+export function compareBlock(
+  exact: Float32Array,
+  actual: Float32Array,
+  tokens: number,
+  came: readonly number[],
+): NextToken[] {
+  const vocabulary = exact.length / tokens;
+  const row = (logits: Float32Array, token: number): Float32Array =>
+    logits.subarray(token * vocabulary, (token + 1) * vocabulary);
+  return came.map((next, token) => compareNext(row(exact, token), row(actual, token), next));
+}
+
 /** The logarithm of the sum of exponentials, and the likeliest token: of equals the first. */
 function normalize(logits: Float32Array): { logSum: number; best: number } {
   const best = greedy(logits);

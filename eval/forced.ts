@@ -15,9 +15,9 @@ import {
 } from "../src/cli/accuracy.js";
 import type { DumpLayer } from "../src/cli/dump.js";
 import { MethodAttention, type Recorded, Recorder } from "./attention.js";
-import { compareNext } from "./distributions.js";
+import { compareBlock } from "./distributions.js";
 import type { ForcedResult } from "./results.js";
-import { mean } from "./mean.js";
+import { mean, meanDifference } from "./mean.js";
 import { methodOf, type Setting } from "./settings.js";
 
 /** Tokens that go through the model together; the decoder takes no more at a time. */
@@ -129,10 +129,11 @@ export async function runForced(
     const came = tokens.slice(from + 1, from + BLOCK + 1);
     const logits = await decoder.forward(block, exact, { logits: "all" });
     exact.layers.forEach((recorded, i) => layers[i].add(recorded));
-    exactNll.push(mean(compareBlock(logits, logits, came).map(({ nll }) => nll)));
+    exactNll.push(mean(compareBlock(logits, logits, BLOCK, came).map(({ nll }) => nll)));
     outputSize.push(mean(exact.layers.map(({ out }) => meanMagnitude(out))));
     for (const run of runs) {
-      const next = compareBlock(logits, await decoder.forward(block, run.recorder, { logits: "all" }), came);
+      const actual = await decoder.forward(block, run.recorder, { logits: "all" });
+      const next = compareBlock(logits, actual, BLOCK, came);
       run.kl.push(mean(next.map(({ kl }) => kl)));
       run.nll.push(mean(next.map(({ nll }) => nll)));
       run.agreement.push(mean(next.map(({ agrees }) => Number(agrees))));
@@ -149,18 +150,6 @@ export async function runForced(
     ...{ staticError: run.staticError, accumulatedError: run.accumulatedError, bits: run.bits },
     ...summarizeTensors(run, layers),
   }));
-}
-
-function compareBlock(
-  exact: Float32Array,
-  actual: Float32Array,
-  came: readonly number[],
-): ReturnType<typeof compareNext>[] {
-  const vocabulary = exact.length / BLOCK;
-  const row = (logits: Float32Array, token: number): Float32Array =>
-    logits.subarray(token * vocabulary, (token + 1) * vocabulary);
-  // Nothing is known to come after the text's last token.
-  return came.map((next, token) => compareNext(row(exact, token), row(actual, token), next));
 }
 
 /** Gives the second cache what the exact run had, and returns its mean error. */
@@ -208,8 +197,4 @@ function summarizeTensors(
 
 function meanMagnitude(values: Float32Array): number {
   return values.reduce((sum, value) => sum + Math.abs(value), 0) / values.length;
-}
-
-function meanDifference(actual: Float32Array, expected: Float32Array): number {
-  return expected.reduce((sum, value, i) => sum + Math.abs(actual[i] - value), 0) / expected.length;
 }

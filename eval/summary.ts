@@ -44,7 +44,7 @@ export interface LinesSummary {
 }
 
 /** Tokens at a text's beginning: from there on every method has compressed some. No means over them. */
-const WARM_UP = 256;
+export const WARM_UP = 256;
 
 /** Sums up all settings that have results of every task. */
 export function summarize(results: Results): Summary[] {

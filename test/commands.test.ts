@@ -32,6 +32,9 @@ const NOT_RUN: Readonly<Record<string, string>> = {
   "npm run llama:page": "serves until it is stopped; test/llama/page.test.ts opens the page",
   "npm run eval -- --model SmolLM2-135M-Instruct.Q4_1.gguf":
     "takes hours; test/eval runs it with another model",
+  "npm run eval:encoders -- --model SmolLM2-135M-Instruct.Q4_1.gguf":
+    "takes minutes and that model; test/eval runs it with another",
+  "npm run eval:encoders": "the same",
   "pip install --no-deps -r tools/requirements.txt": "needs Python, which nothing here may",
   "python tools/make_fixture.py": "the same",
   "python tools/make_fixture.py --check": "the same",
