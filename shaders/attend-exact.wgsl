@@ -39,18 +39,18 @@ fn attendExact(block: u32, kvHead: u32, split: u32, lane: u32) {
       if (token < tokens) {
         for (var i = lane % 8u; i < D / 2u; i += 8u) {
           let pair = unpack2x16float(exactTokens[start + token * stride + i]);
-          sum = fma(row[2u * i], Rows(pair.x), sum);
-          sum = fma(row[2u * i + 1u], Rows(pair.y), sum);
+          sum = fma(queriesAt(2u * i), Rows(pair.x), sum);
+          sum = fma(queriesAt(2u * i + 1u), Rows(pair.y), sum);
         }
       }
-      staged[token * 8u + lane % 8u] = sum;
+      stage(token * 8u + lane % 8u, sum);
     }
     workgroupBarrier();
     var score = Rows(HIDDEN);
     if (lane < tokens) {
       score = Rows(0.0);
       for (var i = 0u; i < 8u; i++) {
-        score += staged[lane * 8u + i];
+        score += stagedAt(lane * 8u + i);
       }
       if (params.softCap > 0.0) {
         score = capped(score, params.softCap);
@@ -58,27 +58,27 @@ fn attendExact(block: u32, kvHead: u32, split: u32, lane: u32) {
       score = masked(score, pieces[piece * 3u + 1u] + lane, positions, params.window);
     }
     if (lane < 64u) {
-      sums[lane] = score;
+      setSummed(lane, score);
     }
     workgroupBarrier();
     if (lane < 8u) {
-      var most = sums[lane];
+      var most = summedAt(lane);
       for (var i = 1u; i < 8u; i++) {
-        most = max(most, sums[lane + 8u * i]);
+        most = max(most, summedAt(lane + 8u * i));
       }
-      staged[lane] = most;
+      stage(lane, most);
     }
     workgroupBarrier();
     var most = top;
     for (var i = 0u; i < 8u; i++) {
-      most = max(most, staged[i]);
+      most = max(most, stagedAt(i));
     }
     let shrink = expOf(top - most);
     top = most;
     let weight = select(expOf(score - top), Rows(0.0), score <= Rows(HIDDEN));
     total = fma(total, shrink, weight);
     if (lane < 64u) {
-      sums[lane] = weight;
+      setSummed(lane, weight);
     }
     workgroupBarrier();
     //# for j in 0..EXACT_WORDS
@@ -88,7 +88,7 @@ fn attendExact(block: u32, kvHead: u32, split: u32, lane: u32) {
     if (team < EXACT_TEAMS) {
       // Where the last words of a row are fewer, what lies past it is summed up, too, but never written out.
       //# for k in 0..EXACT_AHEAD
-      let weight_k = select(Rows(0.0), sums[min(token_k, 63u)], token_k < tokens);
+      let weight_k = select(Rows(0.0), summedAt(min(token_k, 63u)), token_k < tokens);
       //# for j in 0..EXACT_WORDS
       let pair_k_j = unpack2x16float(value_k_j);
       low_j = fma(weight_k, Rows(pair_k_j.x), low_j);
@@ -98,8 +98,8 @@ fn attendExact(block: u32, kvHead: u32, split: u32, lane: u32) {
       for (var token = team + EXACT_AHEAD * EXACT_TEAMS; token < tokens; token += EXACT_TEAMS) {
         //# for j in 0..EXACT_WORDS
         let pair_j = unpack2x16float(exactTokens[valuesOf(start, token) + column + $j * EXACT_COLUMNS]);
-        low_j = fma(sums[token], Rows(pair_j.x), low_j);
-        high_j = fma(sums[token], Rows(pair_j.y), high_j);
+        low_j = fma(summedAt(token), Rows(pair_j.x), low_j);
+        high_j = fma(summedAt(token), Rows(pair_j.y), high_j);
         //# end
       }
     }
@@ -108,37 +108,37 @@ fn attendExact(block: u32, kvHead: u32, split: u32, lane: u32) {
 
   if (team < EXACT_TEAMS) {
     //# for j in 0..EXACT_WORDS
-    staged[(team * EXACT_WORDS + $j) * 2u * EXACT_COLUMNS + 2u * column] = low_j;
-    staged[(team * EXACT_WORDS + $j) * 2u * EXACT_COLUMNS + 2u * column + 1u] = high_j;
+    stage((team * EXACT_WORDS + $j) * 2u * EXACT_COLUMNS + 2u * column, low_j);
+    stage((team * EXACT_WORDS + $j) * 2u * EXACT_COLUMNS + 2u * column + 1u, high_j);
     //# end
   }
   if (lane < 64u) {
-    sums[lane] = total;
+    setSummed(lane, total);
   }
   workgroupBarrier();
   if (lane < 8u) {
-    var sum = sums[lane];
+    var sum = summedAt(lane);
     for (var i = 1u; i < 8u; i++) {
-      sum += sums[lane + 8u * i];
+      sum += summedAt(lane + 8u * i);
     }
-    sums[lane] = sum;
+    setSummed(lane, sum);
   }
   workgroupBarrier();
   let slot = params.slot + params.recordSplits + split;
   let base = ((slot * params.kvHeads + kvHead) * params.blocks + block) * ROWS;
   for (var i = lane; i < D; i += THREADS) {
-    var sum = staged[i];
+    var sum = stagedAt(i);
     for (var other = 1u; other < EXACT_TEAMS; other++) {
-      sum += staged[other * EXACT_WORDS * 2u * EXACT_COLUMNS + i];
+      sum += stagedAt(other * EXACT_WORDS * 2u * EXACT_COLUMNS + i);
     }
     for (var r = 0u; r < ROWS; r++) {
       partials[(base + r) * D + i] = rowOf(sum, r);
     }
   }
   if (lane < ROWS) {
-    var sum = sums[0];
+    var sum = summedAt(0);
     for (var i = 1u; i < 8u; i++) {
-      sum += sums[i];
+      sum += summedAt(i);
     }
     totals[base + lane] = vec2f(rowOf(top, lane), rowOf(sum, lane));
   }

@@ -97,10 +97,40 @@ const LIMITS = [
   "maxComputeWorkgroupSizeX",
 ] as const;
 
+/** Dawn's experiment with matrix units, which it has only where its user allows what is not safe yet. */
+const MATRIX_FEATURE = "chromium-experimental-subgroup-matrix";
+
+/** What Dawn says of matrix units. */
+interface MatrixInfo {
+  readonly subgroupMinSize?: number;
+  readonly subgroupMaxSize?: number;
+  readonly subgroupMatrixConfigs?: Iterable<{
+    readonly componentType: string;
+    readonly resultComponentType: string;
+    readonly M: number;
+    readonly N: number;
+    readonly K: number;
+  }>;
+}
+
+/** Whether kernels on a device can have the products of attend-matrix. */
+export function hasMatrixUnits({ features, adapterInfo }: GPUDevice): boolean {
+  if (!(features as ReadonlySet<string>).has(MATRIX_FEATURE)) return false;
+  const { subgroupMinSize, subgroupMaxSize, subgroupMatrixConfigs = [] } = adapterInfo as MatrixInfo;
+  return (
+    subgroupMinSize === 32 &&
+    subgroupMaxSize === 32 &&
+    [...subgroupMatrixConfigs].some(
+      ({ componentType, resultComponentType, M, N, K }) =>
+        componentType === "i8" && resultComponentType === "i32" && M === 16 && N === 16 && K === 32,
+    )
+  );
+}
+
 /** A device of our own, with the adapter's highest limits and the optional features that kernels or timing can use. */
 export async function openDevice(adapter: GPUAdapter): Promise<GPUDevice> {
   const requiredLimits = Object.fromEntries(LIMITS.map((name) => [name, adapter.limits[name]]));
-  const wanted: GPUFeatureName[] = ["timestamp-query", "subgroups"];
+  const wanted = ["timestamp-query", "subgroups", MATRIX_FEATURE] as GPUFeatureName[];
   const requiredFeatures = wanted.filter((feature) => adapter.features.has(feature));
   return adapter.requestDevice({ label: "kvarn", requiredLimits, requiredFeatures });
 }

@@ -4,6 +4,7 @@ import { attendBlocks, blockRows } from "./attend-blocks.js";
 import { type AttendChunk, cut, mostSplits, type Partials, split, windowWord } from "./attend-splits.js";
 import { codeConstants, recordConstants } from "./record.js";
 import { type Binding, floatBits, type Gpu } from "./gpu.js";
+import type { Constants } from "./shader.js";
 
 export interface AttendShape {
   readonly kvHeads: number;
@@ -200,24 +201,21 @@ function attendTiles(
     const plans = Array.from({ length: runs }, (_, i) => {
       const { [i]: records = NO_TILES } = recordRuns;
       const { [i]: exact = NO_TILES } = exactRuns;
-      const { constants, tilesAtOnce } = planTiles(
-        pace,
-        layout,
-        rowsAtOnce,
-        records.count * kvHeads * blocks,
-      );
+      const { kernel, constants, tilesAtOnce } = suitsMatrix(gpu, layout, rowsAtOnce)
+        ? planMatrix(pace, layout)
+        : planTiles(pace, layout, rowsAtOnce, records.count * kvHeads * blocks);
       const recordSplits = split(records.count, tilesAtOnce, splitsFor(records.count * layout.group));
       const exactSplits = split(exact.count, 1, splitsFor(exact.count * PIECE));
       const slot = slots;
       slots += recordSplits.splits + exactSplits.splits;
-      return { records, exact, constants, recordSplits, exactSplits, slot };
+      return { records, exact, kernel, constants, recordSplits, exactSplits, slot };
     });
     const partials = room(slots);
     const first = token * queryHeads * headDim;
     const rotation = { D: headDim, BLOCK: rotationBlock(headDim) };
-    for (const { records, exact, constants, recordSplits, exactSplits, slot } of plans) {
+    for (const { records, exact, kernel, constants, recordSplits, exactSplits, slot } of plans) {
       gpu.dispatch({
-        kernel: gpu.kernel("attend-tiles", { ...rotation, ...constants, HALF: Number(request.half) }),
+        kernel: gpu.kernel(kernel, { ...rotation, ...constants, HALF: Number(request.half) }),
         params: [
           records.count,
           recordSplits.each,
@@ -245,6 +243,7 @@ function attendTiles(
           request.q,
           partials.partials,
           partials.totals,
+          ...(kernel === "attend-matrix" ? [records.tiles ?? request.q] : []),
         ],
         groups: [blocks, kvHeads, recordSplits.splits + exactSplits.splits],
       });
@@ -283,6 +282,14 @@ function combine(
   });
 }
 
+/** A kernel for records and exact tokens. */
+interface Plan {
+  readonly kernel: string;
+  readonly constants: Constants;
+  /** Records that a workgroup takes at a time. */
+  readonly tilesAtOnce: number;
+}
+
 /**
  * Constants of attend-tiles.
  * @param work tiles times KV heads times blocks of rows
@@ -292,7 +299,7 @@ function planTiles(
   layout: RecordLayout,
   rows: number,
   work: number,
-): { constants: Record<string, number>; tilesAtOnce: number } {
+): Plan {
   const { headDim, group } = layout;
   // Few tiles are scored by more invocations each.
   const slices = work <= 256 ? 4 : work <= 1024 ? 2 : 1;
@@ -304,9 +311,8 @@ function planTiles(
   const shares = 2 ** Math.floor(Math.log2(THREADS / columns));
   const tokens = (tiles * group) / shares;
   const span = Math.min(tokens, group);
-  const exactWords = Math.ceil(headDim / 2 / THREADS);
-  const exactColumns = Math.ceil(headDim / 2 / exactWords);
   return {
+    kernel: "attend-tiles",
     tilesAtOnce: tiles,
     constants: {
       ...recordConstants(layout),
@@ -315,7 +321,7 @@ function planTiles(
       TILES: tiles,
       LANES: lanes,
       SLICES: slices,
-      THREADS,
+      ...exactConstants(pace, headDim, THREADS),
       CHUNK: chunk,
       STAGED: Math.max(tiles * chunk, 8 * THREADS),
       TOKENS: 8 / slices,
@@ -325,11 +331,35 @@ function planTiles(
       SHARES: shares,
       SPAN: span,
       SPANS: tokens / span,
-      EXACT_WORDS: exactWords,
-      EXACT_COLUMNS: exactColumns,
-      EXACT_TEAMS: Math.floor(THREADS / exactColumns),
-      EXACT_AHEAD: pace.ahead,
     },
+  };
+}
+
+/** What attend-exact wants to know. */
+function exactConstants(pace: Pace, headDim: number, threads: number): Constants {
+  const exactWords = Math.ceil(headDim / 2 / threads);
+  const exactColumns = Math.ceil(headDim / 2 / exactWords);
+  return {
+    THREADS: threads,
+    EXACT_WORDS: exactWords,
+    EXACT_COLUMNS: exactColumns,
+    EXACT_TEAMS: Math.floor(threads / exactColumns),
+    EXACT_AHEAD: pace.ahead,
+  };
+}
+
+/** Whether attend-matrix can do it. */
+function suitsMatrix(gpu: Gpu, { headDim, group, keyBits, valueBits }: RecordLayout, rows: number): boolean {
+  const isWhole = (bits: number) => bits === 2 || bits === 4;
+  return gpu.matrixUnits && rows === 4 && headDim === 128 && group === 128 && isWhole(keyBits) && isWhole(valueBits);
+}
+
+/** Constants of attend-matrix. */
+function planMatrix(pace: Pace, layout: RecordLayout): Plan {
+  return {
+    kernel: "attend-matrix",
+    tilesAtOnce: 1,
+    constants: { ...recordConstants(layout), ...exactConstants(pace, layout.headDim, 128), ROWS: 4 },
   };
 }
 
