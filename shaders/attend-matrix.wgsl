@@ -30,6 +30,8 @@ override EXACT_AHEAD: u32;
 
 //# include attend-params
 
+@group(0) @binding(1) var<storage, read> records: array<vec2u>;
+
 // Workgroup memory is 12,128 bytes, so that four workgroups share the 48 KiB of a multiprocessor.
 //
 // Digits of 32 k at a time lie as [digit][row][k]: words from one such step to the next. The left matrix has four rows
@@ -42,9 +44,6 @@ const CODES: u32 = 648u;
 const SUMS_ROW: u32 = 40u;
 // Largest factor as an integer.
 const LARGEST: f32 = 4e6;
-
-// The records, two words at a time.
-@group(0) @binding(8) var<storage, read> pairs: array<vec2u>;
 
 var<workgroup> digits: array<i32, 440>;
 var<workgroup> codes: array<array<i32, CODES>, 4>;
@@ -86,8 +85,7 @@ fn setSummed(index: u32, value: Rows) {
 }
 
 //# include attend-exact
-
-const HIDDEN_FROM: u32 = 0x7fffffffu;
+//# include attend-maximum
 
 // The sums of a row at an invocation's columns: of its digits, put together.
 fn sumsAt(head: u32, lane: u32) -> vec4f {
@@ -114,22 +112,9 @@ fn turned(a: vec4u) -> vec4u {
   );
 }
 
-fn most(x: vec4f) -> f32 {
-  return max(max(x.x, x.y), max(x.z, x.w));
-}
-
-// 16 codes of a row.
-fn codesAt(start: u32, index: u32, sixteen: u32, bits: u32) -> vec2u {
-  if (bits == 4u) {
-    return pairs[start / 2u + index * 8u + sixteen];
-  }
-  return vec2u(records[start + index * 8u + sixteen], 0u);
-}
-
-// Of each byte the code that begins at bit b * bits. Those of two bits come times 1, 4, 16 and 16.
-fn codesOf(bytes: u32, b: u32, bits: u32) -> u32 {
-  let shift = select(b * bits, b / 3u * 2u, bits == 2u);
-  return (bytes >> shift) & ((((1u << bits) - 1u) * 0x01010101u) << (b * bits - shift));
+// The largest of all that the invocations of a subgroup have. For integers that takes one instruction, for floats ten.
+fn largestOf(x: vec4f) -> f32 {
+  return valueOf(mostOf(orderOf(max(max(x.x, x.y), max(x.z, x.w)))));
 }
 
 fn weightsOf(bits: u32) -> vec4f {
@@ -147,6 +132,62 @@ fn digitsOf(factors: vec4f) -> vec4u {
   return turned((bits - (0x4b400000u - 0x808080u)) ^ vec4u(0x808080u));
 }
 
+//# for b in 2..5
+//# if $b == KEY_BITS || $b == VALUE_BITS
+// What an invocation turns of a tile: 16 codes of each of eight rows.
+fn fetched_b(start: u32, row: u32, step: u32, sixteen: u32) -> array<vec2u, 8> {
+  return array<vec2u, 8>(
+    //# for c in 0..2
+    //# for i in 0..4
+    //# if $b == 4
+    records[start / 2u + (row + step * $c + $i) * 8u + sixteen],
+    //# else
+    vec2u(records[start / 2u + (row + step * $c + $i) * 4u + sixteen / 2u][sixteen % 2u], 0u),
+    //# end
+    //# end
+    //# end
+  );
+}
+
+// Multiplies all digits by all codes of a tile. By then all have read the last product's sums.
+fn multiply_b(words: array<vec2u, 8>, thread: u32) {
+  let place = thread % 8u * CODES_ROW + thread / 8u % 16u;
+  let subgroup = thread / 32u % 4u;
+  var product_0 = Product();
+  var product_1 = Product();
+  //# for c in 0..2
+  //# for w in 0..$b / 2
+  let turned_c_w = turned(vec4u(words[4 * $c][$w], words[4 * $c + 1][$w], words[4 * $c + 2][$w], words[4 * $c + 3][$w]));
+  //# for n in 0..32 / $b
+  // Of two bits, three are left where they are.
+  //# if $b == 2
+  codes[(16 * $w + $n) / 4][place + $n % 4 * (8u * CODES_ROW)] =
+    bitcast<i32>((turned_c_w[$n / 4] >> ($n % 4 / 3 * 2u)) & (0x03030303u << (2u * ($n % 4) - $n % 4 / 3 * 2u)));
+  //# else
+  codes[(8 * $w + $n) / 4][place + $n % 4 * (8u * CODES_ROW)] =
+    bitcast<i32>((turned_c_w[$n / 2] >> ($n % 2 * 4u)) & 0x0f0f0f0fu);
+  //# end
+  //# end
+  //# end
+  workgroupBarrier();
+  //# for s in 0..2
+  let left_c_s = leftAt(2u * $c + $s);
+  //# for n in 0..2
+  product_n = multiplied(left_c_s, rightAt(subgroup, 16u * $n, $s), product_n);
+  //# end
+  //# end
+  workgroupBarrier();
+  //# end
+  //# for n in 0..2
+  storeProduct(subgroup, 16u * $n, product_n);
+  //# end
+  workgroupBarrier();
+}
+//# end
+//# end
+
+//# for k in KEY_BITS..KEY_BITS + 1
+//# for v in VALUE_BITS..VALUE_BITS + 1
 @compute @workgroup_size(THREADS)
 fn attend_matrix(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) thread: u32) {
   let block = group.x;
@@ -189,10 +230,9 @@ fn attend_matrix(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_
   let first = split * params.tilesPerSplit;
   let end = min(first + params.tilesPerSplit, params.tiles);
   let position = params.position + number / params.headsPerKvHead;
-  // Which 16 columns of codes, and which four k of them, it turns.
+  // The 16 columns of codes and the four k of them that it turns.
   let sixteen = thread % 8u;
   let four = thread / 8u;
-  let place = sixteen * CODES_ROW + four;
   // The first of four columns, tokens and then channels, whose sums it takes.
   let column = lane % 8u * 16u + lane / 8u * 4u;
   // Where it writes digits.
@@ -204,74 +244,36 @@ fn attend_matrix(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_
 
   var entry = tiles[min(first, end - 1u)];
   var record = entry.x + kvHead * RECORD;
-  //# for c in 0..2
-  //# for i in 0..4
-  var key_c_i = codesAt(record, (16u * $c + four) * 4u + $i, sixteen, KEY_BITS);
-  //# end
-  //# end
-  var keyScale = pairs[(record + K_SCALE) / 2u + lane];
-  var keyZero = pairs[(record + K_ZERO) / 2u + lane];
+  var keys = fetched_k(record, four * 4u, 64u, sixteen);
+  var keyScale = records[(record + K_SCALE) / 2u + lane];
+  var keyZero = records[(record + K_ZERO) / 2u + lane];
   for (var tile = first; tile < end; tile++) {
     let present = record;
     let start = entry.y;
     // On their way meanwhile.
-    //# for c in 0..2
-    //# for i in 0..4
-    let value_c_i = codesAt(present + V_CODES, four % 8u * 16u + (2u * $c + four / 8u) * 4u + $i, sixteen, VALUE_BITS);
-    //# end
-    //# end
-    let keyToken = pairs[(present + K_TOKEN + column / 2u) / 2u];
-    let valueToken = pairs[(present + V_TOKEN + column / 2u) / 2u];
-    let valueZero = pairs[(present + V_ZERO + column / 2u) / 2u];
-    let valueScale = pairs[(present + V_SCALE + column / 2u) / 2u];
+    let values = fetched_v(present + V_CODES, four % 8u * 16u + four / 8u * 4u, 8u, sixteen);
+    let keyToken = records[(present + K_TOKEN + column / 2u) / 2u];
+    let valueToken = records[(present + V_TOKEN + column / 2u) / 2u];
+    let valueZero = records[(present + V_ZERO + column / 2u) / 2u];
+    let valueScale = records[(present + V_SCALE + column / 2u) / 2u];
     entry = tiles[min(tile + 1u, end - 1u)];
     record = entry.x + kvHead * RECORD;
 
     // Factors of the channels, and what zero points come to.
     var factors = query * halves(keyScale);
     let constant = sumOf(dot(query, halves(keyZero)));
-    var largest = largestOf(most(abs(factors)));
+    var largest = largestOf(abs(factors));
     var written = digitsOf(factors * select(0.0, LARGEST / largest, largest > 1e-30));
     var unit = largest / LARGEST;
     //# for d in 0..3
     digits[digit + 32u * $d] = bitcast<i32>(written[$d]);
     //# end
 
-    var product_0 = Product();
-    var product_1 = Product();
-    //# for c in 0..2
-    //# for w in 0..KEY_BITS / 2
-    let keys_c_w = turned(vec4u(key_c_0[$w], key_c_1[$w], key_c_2[$w], key_c_3[$w]));
-    //# for j in 0..4
-    //# for b in 0..8 / KEY_BITS
-    codes[((32u / KEY_BITS) * $w + (8u / KEY_BITS) * $j + $b) / 4u][place + ((32u / KEY_BITS) * $w + (8u / KEY_BITS) * $j + $b) % 4u * (8u * CODES_ROW)] =
-      bitcast<i32>(codesOf(keys_c_w[$j], $b, KEY_BITS));
-    //# end
-    //# end
-    //# end
-    workgroupBarrier();
-    //# if $c == 1
+    multiply_k(keys, thread);
     // Those of the next tile.
-    //# for a in 0..2
-    //# for i in 0..4
-    key_a_i = codesAt(record, (16u * $a + four) * 4u + $i, sixteen, KEY_BITS);
-    //# end
-    //# end
-    keyScale = pairs[(record + K_SCALE) / 2u + lane];
-    keyZero = pairs[(record + K_ZERO) / 2u + lane];
-    //# end
-    //# for s in 0..2
-    let left_c_s = leftAt(2u * $c + $s);
-    //# for n in 0..2
-    product_n = multiplied(left_c_s, rightAt(head, 16u * $n, $s), product_n);
-    //# end
-    //# end
-    workgroupBarrier();
-    //# end
-    //# for n in 0..2
-    storeProduct(head, 16u * $n, product_n);
-    //# end
-    workgroupBarrier();
+    keys = fetched_k(record, four * 4u, 64u, sixteen);
+    keyScale = records[(record + K_SCALE) / 2u + lane];
+    keyZero = records[(record + K_ZERO) / 2u + lane];
 
     // Scores of four tokens.
     var scores = fma(sumsAt(head, lane), unit * weightsOf(KEY_BITS), vec4f(constant)) * halves(keyToken);
@@ -283,7 +285,7 @@ fn attend_matrix(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_
       let seen = (tokens <= vec4u(position)) & (tokens + params.window > vec4u(position));
       scores = select(vec4f(HIDDEN), scores, seen);
     }
-    largest = mostOf(most(scores));
+    largest = largestOf(scores);
     let raised = max(top, largest);
     let shrink = expOf(vec4f(top - raised)).x;
     let portion = expOf(vec4f(largest - raised)).x;
@@ -295,39 +297,14 @@ fn attend_matrix(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_
     total = total * shrink + portion * dot(weights, vec4f(1.0));
     let valueConstant = sumOf(dot(weights, halves(valueZero)));
     factors = weights * valueTokens;
-    largest = largestOf(most(abs(valueTokens)));
+    largest = largestOf(abs(valueTokens));
     written = digitsOf(factors * select(0.0, LARGEST / largest, largest > 1e-30));
     unit = largest / LARGEST;
     //# for d in 0..3
     digits[digit + 32u * $d] = bitcast<i32>(written[$d]);
     //# end
     workgroupBarrier();
-
-    product_0 = Product();
-    product_1 = Product();
-    //# for c in 0..2
-    //# for w in 0..VALUE_BITS / 2
-    let values_c_w = turned(vec4u(value_c_0[$w], value_c_1[$w], value_c_2[$w], value_c_3[$w]));
-    //# for j in 0..4
-    //# for b in 0..8 / VALUE_BITS
-    codes[((32u / VALUE_BITS) * $w + (8u / VALUE_BITS) * $j + $b) / 4u][place + ((32u / VALUE_BITS) * $w + (8u / VALUE_BITS) * $j + $b) % 4u * (8u * CODES_ROW)] =
-      bitcast<i32>(codesOf(values_c_w[$j], $b, VALUE_BITS));
-    //# end
-    //# end
-    //# end
-    workgroupBarrier();
-    //# for s in 0..2
-    let weights_c_s = leftAt(2u * $c + $s);
-    //# for n in 0..2
-    product_n = multiplied(weights_c_s, rightAt(head, 16u * $n, $s), product_n);
-    //# end
-    //# end
-    workgroupBarrier();
-    //# end
-    //# for n in 0..2
-    storeProduct(head, 16u * $n, product_n);
-    //# end
-    workgroupBarrier();
+    multiply_v(values, thread);
     let sums = fma(sumsAt(head, lane), unit * weightsOf(VALUE_BITS), vec4f(valueConstant));
     sum = fma(sums, portion * halves(valueScale), sum * shrink);
     workgroupBarrier();
@@ -343,3 +320,5 @@ fn attend_matrix(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_
     totals[base] = vec2f(top, total);
   }
 }
+//# end
+//# end

@@ -27,7 +27,6 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> records: array<u32>;
 // Where a tile's records begin, in words, and its first position.
 @group(0) @binding(2) var<storage, read> tiles: array<vec2u>;
 // [token][K, V][KV head][channel], two a word.

@@ -58,6 +58,8 @@ override EXACT_AHEAD: u32;
 
 //# include attend-params
 
+@group(0) @binding(1) var<storage, read> records: array<u32>;
+
 var<workgroup> staged: array<Rows, STAGED>;
 var<workgroup> sums: array<Rows, THREADS>;
 

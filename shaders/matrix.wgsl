@@ -26,13 +26,8 @@ fn multiplied(left: Left, right: Right, product: Product) -> Product {
   return subgroupMatrixMultiplyAccumulate(left, right, product);
 }
 
-fn mostOf(x: f32) -> f32 {
+fn mostOf(x: u32) -> u32 {
   return subgroupMax(x);
-}
-
-// Of numbers that are not negative.
-fn largestOf(x: f32) -> f32 {
-  return bitcast<f32>(subgroupMax(bitcast<u32>(x)));
 }
 
 fn sumOf(x: f32) -> f32 {

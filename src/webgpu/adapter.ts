@@ -97,33 +97,14 @@ const LIMITS = [
   "maxComputeWorkgroupSizeX",
 ] as const;
 
-/** Dawn's experiment with matrix units, which it has only where its user allows what is not safe yet. */
+/** Dawn's experiment with matrix units. It offers it only where it was told to allow what is unsafe. */
 const MATRIX_FEATURE = "chromium-experimental-subgroup-matrix";
 
-/** What Dawn says of matrix units. */
-interface MatrixInfo {
-  readonly subgroupMinSize?: number;
-  readonly subgroupMaxSize?: number;
-  readonly subgroupMatrixConfigs?: Iterable<{
-    readonly componentType: string;
-    readonly resultComponentType: string;
-    readonly M: number;
-    readonly N: number;
-    readonly K: number;
-  }>;
-}
-
-/** Whether kernels on a device can have the products of attend-matrix. */
-export function hasMatrixUnits({ features, adapterInfo }: GPUDevice): boolean {
-  if (!(features as ReadonlySet<string>).has(MATRIX_FEATURE)) return false;
-  const { subgroupMinSize, subgroupMaxSize, subgroupMatrixConfigs = [] } = adapterInfo as MatrixInfo;
+/** Whether kernels on a device may use matrix units, as 32 invocations at a time; whether they then can, `matrix.ts` tells. */
+export function offersMatrixUnits({ features, adapterInfo }: GPUDevice): boolean {
+  const { subgroupMinSize, subgroupMaxSize } = adapterInfo;
   return (
-    subgroupMinSize === 32 &&
-    subgroupMaxSize === 32 &&
-    [...subgroupMatrixConfigs].some(
-      ({ componentType, resultComponentType, M, N, K }) =>
-        componentType === "i8" && resultComponentType === "i32" && M === 16 && N === 16 && K === 32,
-    )
+    (features as ReadonlySet<string>).has(MATRIX_FEATURE) && subgroupMinSize === 32 && subgroupMaxSize === 32
   );
 }
 

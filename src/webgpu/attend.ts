@@ -243,7 +243,6 @@ function attendTiles(
           request.q,
           partials.partials,
           partials.totals,
-          ...(kernel === "attend-matrix" ? [records.tiles ?? request.q] : []),
         ],
         groups: [blocks, kvHeads, recordSplits.splits + exactSplits.splits],
       });
@@ -294,12 +293,7 @@ interface Plan {
  * Constants of attend-tiles.
  * @param work tiles times KV heads times blocks of rows
  */
-function planTiles(
-  pace: Pace,
-  layout: RecordLayout,
-  rows: number,
-  work: number,
-): Plan {
+function planTiles(pace: Pace, layout: RecordLayout, rows: number, work: number): Plan {
   const { headDim, group } = layout;
   // Few tiles are scored by more invocations each.
   const slices = work <= 256 ? 4 : work <= 1024 ? 2 : 1;
@@ -351,7 +345,14 @@ function exactConstants(pace: Pace, headDim: number, threads: number): Constants
 /** Whether attend-matrix can do it. */
 function suitsMatrix(gpu: Gpu, { headDim, group, keyBits, valueBits }: RecordLayout, rows: number): boolean {
   const isWhole = (bits: number) => bits === 2 || bits === 4;
-  return gpu.matrixUnits && rows === 4 && headDim === 128 && group === 128 && isWhole(keyBits) && isWhole(valueBits);
+  return (
+    gpu.matrixUnits &&
+    rows === 4 &&
+    headDim === 128 &&
+    group === 128 &&
+    isWhole(keyBits) &&
+    isWhole(valueBits)
+  );
 }
 
 /** Constants of attend-matrix. */

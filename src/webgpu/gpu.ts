@@ -3,7 +3,7 @@
  * a call. While a pipeline is still being made, steps wait; otherwise they are recorded before the call returns.
  */
 import { KvarnError, type KvarnErrorCode } from "../errors.js";
-import { describeAdapter, hasMatrixUnits } from "./adapter.js";
+import { describeAdapter } from "./adapter.js";
 import { type Kernel, kernelOn } from "./kernel.js";
 import type { Constants } from "./shader.js";
 
@@ -112,8 +112,8 @@ export class Gpu {
    * compile.
    */
   readonly software: boolean;
-  /** Whether kernels can use matrix units. */
-  readonly matrixUnits: boolean;
+  /** Whether attention may use matrix units, see `matrix.ts`. */
+  matrixUnits = false;
   /** Counts the calls. */
   calls = 0;
   /** Counts how often tiles have come to lie in another buffer, or elsewhere in theirs. */
@@ -138,7 +138,6 @@ export class Gpu {
     this.device = device;
     const { maxStorageBufferBindingSize, maxBufferSize } = device.limits;
     this.software = describeAdapter(device.adapterInfo).software;
-    this.matrixUnits = hasMatrixUnits(device);
     this.mostBytes = Math.min(maxStorageBufferBindingSize, maxBufferSize, MOST_BYTES);
     this.#params = this.#makeBuffer(SLOT_BYTES * SLOTS, GPUBufferUsage.UNIFORM | GPUBufferUsage.COPY_DST);
     void device.lost.then(({ message, reason }) => {

@@ -2,7 +2,14 @@
 import type { Backend, Budget, Normalized, Packed, Store, StoreShape, TileShape } from "../backend.js";
 import { describe, KvarnError } from "../errors.js";
 import { rotationBlock } from "../format.js";
-import { type AdapterInfo, describeAdapter, findAdapter, findGpu, openDevice } from "./adapter.js";
+import {
+  type AdapterInfo,
+  describeAdapter,
+  findAdapter,
+  findGpu,
+  offersMatrixUnits,
+  openDevice,
+} from "./adapter.js";
 import { normalize, pack } from "./encode.js";
 import { type Binding, floatBits, Gpu, grid } from "./gpu.js";
 import { GpuStore } from "./store.js";
@@ -42,7 +49,11 @@ export async function openWebGpuBackend(options: WebGpuOptions): Promise<OpenedW
   }
   if (device) {
     const adapter = describeAdapter(device.adapterInfo);
-    return { engine: new WebGpuBackend(new Gpu(device), false), adapter, reason: "on the caller's device" };
+    return {
+      engine: new WebGpuBackend(await openGpu(device), false),
+      adapter,
+      reason: "on the caller's device",
+    };
   }
   const { gpu, by } = await findGpu();
   const found = await findAdapter(gpu);
@@ -55,13 +66,22 @@ export async function openWebGpuBackend(options: WebGpuOptions): Promise<OpenedW
     );
   }
   try {
-    const engine = new WebGpuBackend(new Gpu(await openDevice(found)), true);
+    const engine = new WebGpuBackend(await openGpu(await openDevice(found)), true);
     return { engine, adapter, reason: `${nameOf(adapter)} by ${by}` };
   } catch (cause) {
     throw new KvarnError("backend-unavailable", `${nameOf(adapter)} gives no device: ${String(cause)}`, {
       cause,
     });
   }
+}
+
+async function openGpu(device: GPUDevice): Promise<Gpu> {
+  const gpu = new Gpu(device);
+  if (offersMatrixUnits(device)) {
+    const { tryMatrixUnits } = await import("./matrix.js");
+    gpu.matrixUnits = await tryMatrixUnits(gpu);
+  }
+  return gpu;
 }
 
 /** An adapter in a few words. */

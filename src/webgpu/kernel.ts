@@ -11,6 +11,13 @@ export interface Kernel {
   readonly made: Promise<void>;
 }
 
+const sources: Record<string, string> = { ...shaders };
+
+/** Adds shaders that are loaded only where they can be used. */
+export function addShaders(more: Readonly<Record<string, string>>): void {
+  Object.assign(sources, more);
+}
+
 const kernelsOf = new WeakMap<GPUDevice, Map<string, Kernel>>();
 
 /** The pipeline of a shader in `shaders/` for these constants, see `Gpu.kernel`. */
@@ -20,7 +27,7 @@ export function kernelOn(device: GPUDevice, name: string, constants: Constants):
   const key = `${name} ${JSON.stringify(constants)}`;
   let kernel = kernels.get(key);
   if (!kernel) {
-    const code = expandShader(name, shaders, constants);
+    const code = expandShader(name, sources, constants);
     kernels.set(key, (kernel = makeKernel(device, code, name, name.replaceAll("-", "_"), constants)));
   }
   return kernel;
