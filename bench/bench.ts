@@ -21,6 +21,7 @@ Options:
   --variant NAME     strict, relaxed, strict-f32 or relaxed-f32 of wasm; default: what auto takes
   --browser NAME     in a page of chromium or firefox, headless, instead of here
   --threads N        of wasm; default 1, as the baseline has
+  --matrix           of webgpu in Node: has Dawn offer its experiment with matrix units
   --json             a list of { name, backend, variant, case, value, unit, baseline, ratio }, nothing else
   --check            exit with 1 when a gate is missed
   --quick            one sample over short contexts: shows that it runs, measures nothing
@@ -34,6 +35,7 @@ const OPTIONS = {
   variant: { type: "string" },
   browser: { type: "string" },
   threads: { type: "string", default: "1" },
+  matrix: { type: "boolean", default: false },
   json: { type: "boolean", default: false },
   check: { type: "boolean", default: false },
   quick: { type: "boolean", default: false },

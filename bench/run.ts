@@ -18,6 +18,8 @@ export interface RunOptions {
   variant?: string;
   /** Of wasm. */
   threads: number;
+  /** Whether Dawn is to offer matrix units, in Node. */
+  matrix: boolean;
   /** One sample over short contexts. */
   quick: boolean;
 }

@@ -42,8 +42,8 @@ const DIGITS_STEP: u32 = 104u;
 const CODES_ROW: u32 = 20u;
 const CODES: u32 = 648u;
 const SUMS_ROW: u32 = 40u;
-// Largest factor as an integer.
-const LARGEST: f32 = 4e6;
+// Largest factor as an integer, of three digits from -128 to 127.
+const LARGEST: f32 = 8.35e6;
 
 var<workgroup> digits: array<i32, 440>;
 var<workgroup> codes: array<array<i32, CODES>, 4>;
@@ -127,9 +127,7 @@ fn halves(words: vec2u) -> vec4f {
 
 // The integers nearest to factors of at most LARGEST, as digits: of each factor a byte of each of three words.
 fn digitsOf(factors: vec4f) -> vec4u {
-  // By this addition integers come to be in the mantissa, with an offset.
-  let bits = bitcast<vec4u>(factors + 12582912.0);
-  return turned((bits - (0x4b400000u - 0x808080u)) ^ vec4u(0x808080u));
+  return turned((bitcast<vec4u>(vec4i(round(factors))) + 0x808080u) ^ vec4u(0x808080u));
 }
 
 //# for b in 2..5

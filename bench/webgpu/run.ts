@@ -4,7 +4,7 @@
  * the last beside the time that the same device takes to copy.
  */
 import { type Kvarn, KvarnError, openKvarn } from "../../src/index.js";
-import { describeAdapter, findAdapter, findGpu, openDevice } from "../../src/webgpu/adapter.js";
+import { describeAdapter, findAdapter, findGpu, makeDawn, openDevice } from "../../src/webgpu/adapter.js";
 import { nameOf } from "../../src/webgpu/index.js";
 import { onnxruntimeGpuPeers } from "../peers/onnxruntime-webgpu.js";
 import { Refusals } from "../peers/refusals.js";
@@ -15,6 +15,9 @@ import { type GpuEffort, GpuTimer } from "./timer.js";
 
 const FULL: GpuEffort = { warmUpMs: 1000, calls: 50, samples: 15, heats: 200, mostTokens: Infinity };
 const QUICK: GpuEffort = { warmUpMs: 0, calls: 1, samples: 1, heats: 0, mostTokens: 300 };
+
+/** As the package's own Dawn, and with experiments. */
+const UNSAFE = "enable-dawn-features=disable_workgroup_init,allow_unsafe_apis";
 
 /** Gates are for GPUs of hardware. */
 export const gpuCases: readonly GpuCase[] = [
@@ -33,12 +36,12 @@ export const gpuCases: readonly GpuCase[] = [
  * @throws {KvarnError} `backend-unavailable` where there is no GPU, or none with a clock
  */
 export async function runGpuCases(
-  { quick }: { quick: boolean },
+  { quick, matrix }: { quick: boolean; matrix: boolean },
   isWanted: (one: GpuCase) => boolean,
   progress: (title: string) => void,
 ): Promise<Report> {
   const chosen = gpuCases.filter(isWanted);
-  const adapter = await findAdapter((await findGpu()).gpu);
+  const adapter = await findAdapter(matrix ? await makeDawn([UNSAFE]) : (await findGpu()).gpu);
   if (!adapter) throw new KvarnError("backend-unavailable", "no GPU adapter");
   if (!adapter.features.has("timestamp-query")) {
     throw new KvarnError("backend-unavailable", "its WebGPU has no clock (timestamp-query)");

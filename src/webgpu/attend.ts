@@ -60,6 +60,9 @@ const PIECE = 64;
  * less than 12, so that four share the 48 of a multiprocessor (see bench/NOTES.md before adding to it).
  */
 const THREADS = 64;
+/** Invocations of a workgroup of attend-matrix, and exact tokens that it takes at least. */
+const MATRIX_THREADS = 128;
+const MATRIX_PIECE = 16;
 /** Rows that an invocation takes at most, and with heads of more than 256, whose queries take much workgroup memory. */
 const MOST_ROWS = 4;
 const MOST_LONG_ROWS = 2;
@@ -186,7 +189,9 @@ function attendTiles(
   });
   const exactTokens = request.exact.reduce((sum, { tiles }) => sum + countTokens(tiles), 0);
   const work = (exactTokens * kvHeads * request.queryTokens * headsPerKvHead) / rowsAtOnce;
-  const piece = work > pace.groups[0] * pace.leastPiece ? PIECE : pace.leastPiece;
+  const onMatrix = suitsMatrix(gpu, layout, rowsAtOnce);
+  const leastPiece = Math.max(pace.leastPiece, onMatrix ? MATRIX_PIECE : 1);
+  const piece = work > pace.groups[0] * leastPiece ? PIECE : leastPiece;
   const recordRuns = request.records.map(({ buffer, tiles }) => run(buffer, tiles, 2)).filter(hasTiles);
   const exactRuns = request.exact
     .map(({ buffer, tiles }) => run(buffer, cut(tiles, kvHeads * headDim, piece), 3))
@@ -201,7 +206,7 @@ function attendTiles(
     const plans = Array.from({ length: runs }, (_, i) => {
       const { [i]: records = NO_TILES } = recordRuns;
       const { [i]: exact = NO_TILES } = exactRuns;
-      const { kernel, constants, tilesAtOnce } = suitsMatrix(gpu, layout, rowsAtOnce)
+      const { kernel, constants, tilesAtOnce } = onMatrix
         ? planMatrix(pace, layout)
         : planTiles(pace, layout, rowsAtOnce, records.count * kvHeads * blocks);
       const recordSplits = split(records.count, tilesAtOnce, splitsFor(records.count * layout.group));
@@ -342,7 +347,7 @@ function exactConstants(pace: Pace, headDim: number, threads: number): Constants
   };
 }
 
-/** Whether attend-matrix can do it. */
+/** Whether attend-matrix can do it, see there. */
 function suitsMatrix(gpu: Gpu, { headDim, group, keyBits, valueBits }: RecordLayout, rows: number): boolean {
   const isWhole = (bits: number) => bits === 2 || bits === 4;
   return (
@@ -360,7 +365,11 @@ function planMatrix(pace: Pace, layout: RecordLayout): Plan {
   return {
     kernel: "attend-matrix",
     tilesAtOnce: 1,
-    constants: { ...recordConstants(layout), ...exactConstants(pace, layout.headDim, 128), ROWS: 4 },
+    constants: {
+      ...recordConstants(layout),
+      ...exactConstants(pace, layout.headDim, MATRIX_THREADS),
+      ROWS: 4,
+    },
   };
 }
 

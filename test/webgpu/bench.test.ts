@@ -9,7 +9,7 @@ describe.skipIf(!hasGpu)("the benchmarks on a GPU", () => {
   it("time ours beside the baseline, and judge no gate on software", async () => {
     let printed = "";
     const stdout = { write: (text: string) => (printed += text) };
-    const args = ["--backend", "webgpu", "--quick", "--case", titleOf(gpuCases[0]), "--check"];
+    const args = ["--backend", "webgpu", "--quick", "--case", titleOf(gpuCases[0]), "--check", "--matrix"];
     const status = await runBench(args, { stdout, stderr: process.stderr });
     expect(printed).toMatch(/\nattend .* t4196 +webgpu f32 .* x time of our f16 kernel/);
     expect(printed).toMatch(/\n +uncompressed f16 .* 1\.00 {2}x time of our f16 kernel/);
