@@ -42,6 +42,11 @@ const DIGITS_STEP: u32 = 104u;
 const CODES_ROW: u32 = 20u;
 const CODES: u32 = 648u;
 const SUMS_ROW: u32 = 40u;
+// What a code is as a byte: counted in units, from a middle.
+override KEY_UNIT: f32 = f32(1u << KEY_BITS) / 256.0;
+override KEY_MIDDLE: f32 = 0.5 * f32(1u << KEY_BITS);
+override VALUE_UNIT: f32 = f32(1u << VALUE_BITS) / 256.0;
+override VALUE_MIDDLE: f32 = 0.5 * f32(1u << VALUE_BITS);
 // Largest factor as an integer, of three digits from -128 to 127.
 const LARGEST: f32 = 8.35e6;
 
@@ -117,10 +122,6 @@ fn largestOf(x: vec4f) -> f32 {
   return valueOf(mostOf(orderOf(max(max(x.x, x.y), max(x.z, x.w)))));
 }
 
-fn weightsOf(bits: u32) -> vec4f {
-  return select(vec4f(1.0), vec4f(1.0, 0.25, 0.0625, 0.0625), bits == 2u);
-}
-
 fn halves(words: vec2u) -> vec4f {
   return vec4f(unpack2x16float(words.x), unpack2x16float(words.y));
 }
@@ -132,6 +133,9 @@ fn digitsOf(factors: vec4f) -> vec4u {
 
 //# for b in 2..5
 //# if $b == KEY_BITS || $b == VALUE_BITS
+// The bits of each byte that a code comes to, as a number from -128 to 127: it counts 2^(8 - b), and 0 is in the middle.
+const HIGH_b: u32 = (0x100u - (1u << (8u - $b))) * 0x01010101u;
+
 // What an invocation turns of a tile: 16 codes of each of eight rows.
 fn fetched_b(start: u32, row: u32, step: u32, sixteen: u32) -> array<vec2u, 8> {
   return array<vec2u, 8>(
@@ -157,14 +161,8 @@ fn multiply_b(words: array<vec2u, 8>, thread: u32) {
   //# for w in 0..$b / 2
   let turned_c_w = turned(vec4u(words[4 * $c][$w], words[4 * $c + 1][$w], words[4 * $c + 2][$w], words[4 * $c + 3][$w]));
   //# for n in 0..32 / $b
-  // Of two bits, three are left where they are.
-  //# if $b == 2
-  codes[(16 * $w + $n) / 4][place + $n % 4 * (8u * CODES_ROW)] =
-    bitcast<i32>((turned_c_w[$n / 4] >> ($n % 4 / 3 * 2u)) & (0x03030303u << (2u * ($n % 4) - $n % 4 / 3 * 2u)));
-  //# else
-  codes[(8 * $w + $n) / 4][place + $n % 4 * (8u * CODES_ROW)] =
-    bitcast<i32>((turned_c_w[$n / 2] >> ($n % 2 * 4u)) & 0x0f0f0f0fu);
-  //# end
+  codes[(32 / $b * $w + $n) / 4][place + $n % 4 * (8u * CODES_ROW)] =
+    bitcast<i32>(((turned_c_w[$n / (8 / $b)] << (8u - $b * ($n % (8 / $b) + 1))) & HIGH_b) ^ 0x80808080u);
   //# end
   //# end
   workgroupBarrier();
@@ -259,7 +257,7 @@ fn attend_matrix(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_
 
     // Factors of the channels, and what zero points come to.
     var factors = query * halves(keyScale);
-    let constant = sumOf(dot(query, halves(keyZero)));
+    let constant = sumOf(dot(query, halves(keyZero)) + KEY_MIDDLE * dot(factors, vec4f(1.0)));
     var largest = largestOf(abs(factors));
     var written = digitsOf(factors * select(0.0, LARGEST / largest, largest > 1e-30));
     var unit = largest / LARGEST;
@@ -274,10 +272,10 @@ fn attend_matrix(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_
     keyZero = records[(record + K_ZERO) / 2u + lane];
 
     // Scores of four tokens.
-    var scores = fma(sumsAt(head, lane), unit * weightsOf(KEY_BITS), vec4f(constant)) * halves(keyToken);
-    if (params.softCap > 0.0) {
-      scores = capped(scores, params.softCap);
-    }
+    var scores = fma(sumsAt(head, lane), vec4f(unit * KEY_UNIT), vec4f(constant)) * halves(keyToken);
+    //# if CAPPED
+    scores = capped(scores, params.softCap);
+    //# end
     if (start + 127u > params.position || start + params.window <= position) {
       let tokens = start + column + vec4u(0u, 1u, 2u, 3u);
       let seen = (tokens <= vec4u(position)) & (tokens + params.window > vec4u(position));
@@ -293,8 +291,8 @@ fn attend_matrix(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_
     let weights = select(expOf(scores - largest), vec4f(0.0), scores <= vec4f(HIDDEN));
     let valueTokens = halves(valueToken);
     total = total * shrink + portion * dot(weights, vec4f(1.0));
-    let valueConstant = sumOf(dot(weights, halves(valueZero)));
     factors = weights * valueTokens;
+    let valueConstant = sumOf(dot(weights, halves(valueZero)) + VALUE_MIDDLE * dot(factors, vec4f(1.0)));
     largest = largestOf(abs(valueTokens));
     written = digitsOf(factors * select(0.0, LARGEST / largest, largest > 1e-30));
     unit = largest / LARGEST;
@@ -303,7 +301,7 @@ fn attend_matrix(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_
     //# end
     workgroupBarrier();
     multiply_v(values, thread);
-    let sums = fma(sumsAt(head, lane), unit * weightsOf(VALUE_BITS), vec4f(valueConstant));
+    let sums = fma(sumsAt(head, lane), vec4f(unit * VALUE_UNIT), vec4f(valueConstant));
     sum = fma(sums, portion * halves(valueScale), sum * shrink);
     workgroupBarrier();
   }

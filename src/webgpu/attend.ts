@@ -207,7 +207,7 @@ function attendTiles(
       const { [i]: records = NO_TILES } = recordRuns;
       const { [i]: exact = NO_TILES } = exactRuns;
       const { kernel, constants, tilesAtOnce } = onMatrix
-        ? planMatrix(pace, layout)
+        ? planMatrix(pace, layout, request.softCap)
         : planTiles(pace, layout, rowsAtOnce, records.count * kvHeads * blocks);
       const recordSplits = split(records.count, tilesAtOnce, splitsFor(records.count * layout.group));
       const exactSplits = split(exact.count, 1, splitsFor(exact.count * PIECE));
@@ -361,7 +361,7 @@ function suitsMatrix(gpu: Gpu, { headDim, group, keyBits, valueBits }: RecordLay
 }
 
 /** Constants of attend-matrix. */
-function planMatrix(pace: Pace, layout: RecordLayout): Plan {
+function planMatrix(pace: Pace, layout: RecordLayout, softCap: number): Plan {
   return {
     kernel: "attend-matrix",
     tilesAtOnce: 1,
@@ -369,6 +369,7 @@ function planMatrix(pace: Pace, layout: RecordLayout): Plan {
       ...recordConstants(layout),
       ...exactConstants(pace, layout.headDim, MATRIX_THREADS),
       ROWS: 4,
+      CAPPED: Number(softCap > 0),
     },
   };
 }
