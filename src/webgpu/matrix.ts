@@ -12,7 +12,11 @@ const BYTES = 32;
 /** Any odd number: words that matrices are made of are its multiples. */
 const SEED = 0x9e3779b1;
 
-/** Whether a small product comes out right. */
+/** Invocations that say who is beside them, in subgroups of so many. */
+const INVOCATIONS = 128;
+const SUBGROUP = 32;
+
+/** Whether a small product comes out right, and subgroups are of invocations side by side. */
 export async function tryMatrixUnits(gpu: Gpu): Promise<boolean> {
   addShaders(shaders);
   gpu.device.pushErrorScope("validation");
@@ -20,7 +24,7 @@ export async function tryMatrixUnits(gpu: Gpu): Promise<boolean> {
   await kernel.made;
   await gpu.device.popErrorScope();
   if (!kernel.pipeline) return false;
-  const bytes = SIDE * SIDE * 4;
+  const bytes = (SIDE * SIDE + INVOCATIONS) * 4;
   const { result, settled } = gpu.run(() => {
     const sums = gpu.scratch("matrix-sums", bytes);
     gpu.dispatch({ kernel, params: [SEED], bindings: [{ buffer: sums }], groups: [1] });
@@ -33,11 +37,16 @@ export async function tryMatrixUnits(gpu: Gpu): Promise<boolean> {
     const words = new Int32Array(matrix.buffer);
     words.forEach((_, i) => (words[i] = Math.imul(i + 1, SEED)));
   }
-  return new Int32Array(data.buffer).every((sum, i) => {
+  const found = new Int32Array(data.buffer);
+  return found.every((value, i) => {
+    if (i >= SIDE * SIDE) {
+      const invocation = i - SIDE * SIDE;
+      return value === (invocation | (SUBGROUP - 1)) * 256 + (invocation ^ 1);
+    }
     const row = left.subarray(Math.floor(i / SIDE) * BYTES);
     const column = right.subarray((i % SIDE) * 2 * BYTES);
     let expected = 0;
     for (let k = 0; k < BYTES; k++) expected += row[k] * column[k];
-    return sum === expected;
+    return value === expected;
   });
 }

@@ -106,6 +106,9 @@ describe.skipIf(!hasGpu)("attention on matrix units", () => {
     // The bytes of a matrix in another order, as another meaning of offsets would have them.
     emulate(emulated.replace("at % 16u * CODES_ROW", "at % 16u * (CODES_ROW - 1u)"));
     expect(await tryOnce()).toBe(false);
+    // Subgroups of other invocations.
+    emulate(emulated.replaceAll("exchange[invocation / 32u", "exchange[3u - invocation / 32u"));
+    expect(await tryOnce()).toBe(false);
     emulate(real.shaders.matrix);
     expect(await tryOnce()).toBe(false);
     emulate(emulated);
