@@ -2,7 +2,7 @@
 // src/reference/refine.ts.
 
 import { HALF_MAX, loadHalf4, loadHalves, roundHalf, storeHalves } from "./half";
-import { held, largest, madd, nearest4, smallest, sum } from "./lanes";
+import { largest, smallest, sum } from "./lanes";
 import {
   BEST_COLUMN_SCALE,
   CODE_SCALE,
@@ -19,7 +19,7 @@ import { normalizeTile } from "./normalize";
 import { closeCodes } from "./pack";
 import { loadKeyQuads, loadValueQuads } from "./quads";
 import { rotateRow } from "./rotate";
-import { fill, invert, scale } from "./vectors";
+import { fill, invert, multiply, scale } from "./vectors";
 
 const NARROWER: f32 = 0.4;
 const RANGES = 4;
@@ -51,14 +51,7 @@ export function refineKeys(
   token: usize,
 ): void {
   loadKeyQuads(source, stride, group, headDim);
-  findColumnScales(headDim, group, iterations);
-  for (let channel = headDim - 1; channel >= 0; channel--) {
-    if (factor) correctChannel(channel, headDim, group, factor);
-    else openRow(channel, group);
-    roundRow(channel, group, bits);
-    if (factor) noteChannel(channel, group);
-  }
-  storeTile(headDim, group, bits, codes, scale, zero, token);
+  refineTile(true, headDim, group, bits, iterations, factor, codes, scale, zero, token);
 }
 
 // Encodes the V tile likewise.
@@ -75,14 +68,44 @@ export function refineValues(
   zero: usize,
 ): void {
   loadValueQuads(source, stride, group, headDim);
-  findColumnScales(group, headDim, iterations);
-  fill(OWED, headDim, 0);
-  for (let row = 0; row < group; row++) {
-    correctToken(row, headDim, bits);
-    roundRow(row, headDim, bits);
-    noteToken(row, headDim);
+  refineTile(false, group, headDim, bits, iterations, 0, codes, token, zero, scale);
+}
+
+// Encodes the tile in QUADS. One function for both sides, so that what it calls is there once.
+function refineTile(
+  isKeys: bool,
+  rows: i32,
+  columns: i32,
+  bits: i32,
+  iterations: i32,
+  factor: usize,
+  codes: usize,
+  rowScale: usize,
+  rowZero: usize,
+  columnScale: usize,
+): void {
+  findColumnScales(rows, columns, iterations);
+  fill(OWED, columns, 0);
+  for (let i = 0; i < rows; i++) {
+    const row = isKeys ? rows - 1 - i : i;
+    if (factor) correctChannel(row, rows, columns, factor);
+    else if (isKeys) openRow(row, columns);
+    else correctToken(row, columns, bits);
+    roundRow(row, columns, bits);
+    if (factor) noteChannel(row, columns);
+    else if (!isKeys) noteToken(row, columns);
   }
-  storeTile(group, headDim, bits, codes, token, zero, scale);
+  // Packing writes past the end: the scales that lie there come after.
+  closeCodes(K_BYTES, rows * columns, bits, codes);
+  storeHalves(CODE_SCALE, rowScale, rows);
+  storeHalves(CODE_ZERO, rowZero, rows);
+  storeHalves(COLUMN_SCALE, columnScale, columns);
+}
+
+// a * b + c, rounded twice: unlike `madd`, the same in all builds, which are carried as what differs.
+@inline
+function plusProduct(a: v128, b: v128, c: v128): v128 {
+  return f32x4.add(f32x4.mul(a, b), c);
 }
 
 @inline
@@ -146,25 +169,25 @@ function correctToken(row: i32, columns: i32, bits: i32): void {
   let own = f32x4.splat(0);
   let owed = own;
   for (let i: usize = 0, at = first; i < end; i += 16, at += 64) {
-    own = madd(v128.load(at), v128.load(at), own);
-    owed = madd(v128.load(OWED + i), v128.load(OWED + i), owed);
+    own = plusProduct(v128.load(at), v128.load(at), own);
+    owed = plusProduct(v128.load(OWED + i), v128.load(OWED + i), owed);
   }
   const most = sum(owed);
   const limit: f32 = most > 0 ? sqrt(sum(own) / most) / <f32>(2 << bits) : 0;
   const share = f32x4.splat(-min(TOKEN_SHARE, limit));
   for (let i: usize = 0, at = first; i < end; i += 16, at += 64) {
-    const value = madd(v128.load(OWED + i), share, v128.load(at));
+    const value = plusProduct(v128.load(OWED + i), share, v128.load(at));
     v128.store(LINE + i, f32x4.mul(value, v128.load(COLUMN_INVERSE + i)));
   }
 }
 
 // Takes the errors of a rounded token in; LINE holds what decodes, see `roundRow`.
 function noteToken(row: i32, columns: i32): void {
-  const decay = held(0, f32x4.splat(TOKEN_DECAY));
+  const decay = f32x4.splat(TOKEN_DECAY);
   let at = rowOf(row, columns);
   for (let i: usize = 0; i < (<usize>columns) << 2; i += 16, at += 64) {
     const error = f32x4.sub(v128.load(LINE + i), v128.load(at));
-    v128.store(OWED + i, madd(v128.load(OWED + i), decay, error));
+    v128.store(OWED + i, plusProduct(v128.load(OWED + i), decay, error));
   }
 }
 
@@ -178,47 +201,31 @@ function noteChannel(channel: i32, columns: i32): void {
 }
 
 // The same as `openRow`, with what a channel of K makes up for: the errors of the later ones, times its row of the factor,
-// which is divided by its own element there. Columns go by 32: their sums stay in registers.
+// which is divided by its own element there. Columns go by 16: their sums stay in registers.
 function correctChannel(channel: i32, headDim: i32, columns: i32, factor: usize): void {
   const shares = factor + ((<usize>(channel * headDim)) << 2);
   const end = shares + ((<usize>headDim) << 2);
   const rowBytes = (<usize>columns) << 2;
   let at = rowOf(channel, columns);
-  for (let i: usize = 0; i < rowBytes; i += 128, at += 512) {
+  for (let i: usize = 0; i < rowBytes; i += 64, at += 256) {
     let a = f32x4.splat(0);
     let b = a;
     let c = a;
     let d = a;
-    let e = a;
-    let f = a;
-    let g = a;
-    let h = a;
     let errors = ERRORS + <usize>(channel + 1) * rowBytes + i;
     for (let share = shares + ((<usize>(channel + 1)) << 2); share < end; share += 4, errors += rowBytes) {
       const by = v128.load32_splat(share);
-      a = madd(v128.load(errors), by, a);
-      b = madd(v128.load(errors, 16), by, b);
-      c = madd(v128.load(errors, 32), by, c);
-      d = madd(v128.load(errors, 48), by, d);
-      e = madd(v128.load(errors, 64), by, e);
-      f = madd(v128.load(errors, 80), by, f);
-      g = madd(v128.load(errors, 96), by, g);
-      h = madd(v128.load(errors, 112), by, h);
+      a = plusProduct(v128.load(errors), by, a);
+      b = plusProduct(v128.load(errors, 16), by, b);
+      c = plusProduct(v128.load(errors, 32), by, c);
+      d = plusProduct(v128.load(errors, 48), by, d);
     }
-    storeCorrected(at, i, a);
-    storeCorrected(at + 64, i + 16, b);
-    storeCorrected(at + 128, i + 32, c);
-    storeCorrected(at + 192, i + 48, d);
-    storeCorrected(at + 256, i + 64, e);
-    storeCorrected(at + 320, i + 80, f);
-    storeCorrected(at + 384, i + 96, g);
-    storeCorrected(at + 448, i + 112, h);
+    v128.store(LINE + i, f32x4.sub(v128.load(at), a));
+    v128.store(LINE + i, f32x4.sub(v128.load(at, 64), b), 16);
+    v128.store(LINE + i, f32x4.sub(v128.load(at, 128), c), 32);
+    v128.store(LINE + i, f32x4.sub(v128.load(at, 192), d), 48);
   }
-}
-
-@inline
-function storeCorrected(at: usize, i: usize, owed: v128): void {
-  v128.store(LINE + i, f32x4.mul(f32x4.sub(v128.load(at), owed), v128.load(COLUMN_INVERSE + i)));
+  multiply(LINE, COLUMN_INVERSE, columns);
 }
 
 @inline
@@ -245,15 +252,14 @@ function roundRow(row: i32, columns: i32, bits: i32): void {
   for (let i = LINE; i < end; i += 16) {
     const x = f32x4.sub(v128.load(i), origin);
     sums = f32x4.add(sums, x);
-    squares = madd(x, x, squares);
+    squares = plusProduct(x, x, squares);
     v128.store(i, x);
   }
   const share: f32 = 1 / <f32>columns;
   const mean = sum(sums) * share;
   const variance = sum(squares) * share - mean * mean;
   const topCode = <f32>((1 << bits) - 1);
-  const top = held(0, f32x4.splat(topCode));
-  const rounder = held(1, f32x4.splat(12582912));
+  const top = f32x4.splat(topCode);
   let scale: f32 = 0;
   let zero: f32 = 0;
   let least: f32 = Infinity;
@@ -268,11 +274,10 @@ function roundRow(row: i32, columns: i32, bits: i32): void {
     let products = codes;
     for (let i = LINE; i < end; i += 16) {
       const x = v128.load(i);
-      const rounded = f32x4.sub(f32x4.add(madd(x, inverse, first), rounder), rounder);
-      const code = clampCodes(rounded, top);
+      const code = clampCodes(f32x4.nearest(plusProduct(x, inverse, first)), top);
       codes = f32x4.add(codes, code);
-      codeSquares = madd(code, code, codeSquares);
-      products = madd(code, x, products);
+      codeSquares = plusProduct(code, code, codeSquares);
+      products = plusProduct(code, x, products);
     }
     const meanCode = sum(codes) * share;
     const common = sum(products) * share - meanCode * mean;
@@ -289,66 +294,24 @@ function roundRow(row: i32, columns: i32, bits: i32): void {
   zero = roundHalf(max(-HALF_MAX, min(HALF_MAX, lowest + zero)));
   store<f32>(CODE_SCALE + ((<usize>row) << 2), scale);
   store<f32>(CODE_ZERO + ((<usize>row) << 2), zero);
-  chooseCodes(row, columns, scale, zero, lowest - zero, top, rounder);
+  chooseCodes(row, columns, scale, zero, lowest - zero, top);
 }
 
-// The codes nearest to LINE, less `offset`.
-@inline
-function chooseCodes(
-  row: i32,
-  columns: i32,
-  scale: f32,
-  zero: f32,
-  offset: f32,
-  top: v128,
-  rounder: v128,
-): void {
+// The codes nearest to LINE, less `offset`; what decodes goes to LINE.
+function chooseCodes(row: i32, columns: i32, scale: f32, zero: f32, offset: f32, top: v128): void {
   // Of a constant row all codes are 0.
   const inverse = f32x4.splat(scale > 0 ? 1 / scale : 0);
   const first = f32x4.mul(f32x4.splat(offset), inverse);
   const scales = f32x4.splat(scale);
   const zeros = f32x4.splat(zero);
   let target = K_BYTES + <usize>(row * columns);
-  for (let i: usize = 0; i < (<usize>columns) << 2; i += 64, target += 16) {
-    const a = chooseFour(i, inverse, first, top, rounder, scales, zeros);
-    const b = chooseFour(i + 16, inverse, first, top, rounder, scales, zeros);
-    const c = chooseFour(i + 32, inverse, first, top, rounder, scales, zeros);
-    const d = chooseFour(i + 48, inverse, first, top, rounder, scales, zeros);
-    v128.store(target, i8x16.narrow_i16x8_u(i16x8.narrow_i32x4_u(a, b), i16x8.narrow_i32x4_u(c, d)));
+  for (let i: usize = 0; i < (<usize>columns) << 2; i += 16, target += 4) {
+    const x = plusProduct(v128.load(LINE + i), inverse, first);
+    const code = clampCodes(f32x4.nearest(x), top);
+    v128.store(LINE + i, f32x4.mul(plusProduct(code, scales, zeros), v128.load(COLUMN_SCALE + i)));
+    const pairs = i16x8.narrow_i32x4_u(i32x4.trunc_sat_f32x4_s(code), i32x4.splat(0));
+    v128.store32_lane(target, i8x16.narrow_i16x8_u(pairs, pairs), 0);
   }
-}
-
-// Four codes as i32; what decodes goes to LINE.
-@inline
-function chooseFour(
-  i: usize,
-  inverse: v128,
-  first: v128,
-  top: v128,
-  rounder: v128,
-  scales: v128,
-  zeros: v128,
-): v128 {
-  const x = madd(v128.load(LINE + i), inverse, first);
-  const code = clampCodes(f32x4.sub(f32x4.add(x, rounder), rounder), top);
-  v128.store(LINE + i, f32x4.mul(madd(code, scales, zeros), v128.load(COLUMN_SCALE + i)));
-  return nearest4(code, rounder);
-}
-
-// Packed codes, and all scales as binary16. Packing writes past the end: the scales that lie there come after.
-function storeTile(
-  rows: i32,
-  columns: i32,
-  bits: i32,
-  codes: usize,
-  rowScale: usize,
-  rowZero: usize,
-  columnScale: usize,
-): void {
-  closeCodes(K_BYTES, rows * columns, bits, codes);
-  storeHalves(CODE_SCALE, rowScale, rows);
-  storeHalves(CODE_ZERO, rowZero, rows);
-  storeHalves(COLUMN_SCALE, columnScale, columns);
 }
 
 // Adds the queries of the heads that read one KV head to its moment, `[headDim, headDim]` at `target`, upper triangle: each
@@ -396,7 +359,7 @@ function toUnitLength(x: usize, count: i32): void {
   if (largestValue == 0) return;
   scale(x, 1 / largestValue, count);
   let squares = f32x4.splat(0);
-  for (let i = x; i < end; i += 16) squares = madd(v128.load(i), v128.load(i), squares);
+  for (let i = x; i < end; i += 16) squares = plusProduct(v128.load(i), v128.load(i), squares);
   scale(x, 1 / sqrt(sum(squares)), count);
 }
 
@@ -410,8 +373,8 @@ function addFour(headDim: i32, target: usize): void {
     const d = v128.load32_splat(TILE + 3 * bytes + i);
     for (let j = i & ~15; j < bytes; j += 16) {
       const at = TILE + j;
-      const ab = madd(v128.load(at), a, f32x4.mul(v128.load(at + bytes), b));
-      const cd = madd(v128.load(at + 2 * bytes), c, f32x4.mul(v128.load(at + 3 * bytes), d));
+      const ab = plusProduct(v128.load(at), a, f32x4.mul(v128.load(at + bytes), b));
+      const cd = plusProduct(v128.load(at + 2 * bytes), c, f32x4.mul(v128.load(at + 3 * bytes), d));
       v128.store(target + j, f32x4.add(v128.load(target + j), f32x4.add(ab, cd)));
     }
   }
@@ -439,7 +402,7 @@ export function factorQueries(moment: usize, headDim: i32, target: usize): bool 
       const by = f32x4.splat(-load<f32>(row + later) * inverse);
       const other = target + later * <usize>headDim;
       for (let j = later & ~15; j < bytes; j += 16) {
-        v128.store(other + j, madd(v128.load(row + j), by, v128.load(other + j)));
+        v128.store(other + j, plusProduct(v128.load(row + j), by, v128.load(other + j)));
       }
     }
     for (let j = i & ~15; j < bytes; j += 16) {

@@ -170,7 +170,7 @@ function lengthOf(vector: Float64Array): number {
 
 /**
  * For K, where queries are known: channels make up for the errors of those before them as far as queries see both. With H
- * the moment of the queries, of trace 1, times the channels and {@link QUERY_WEIGHT}, and one more on its diagonal,
+ * the moment of the queries, of trace 1, times ten and the channels, and one more on its diagonal,
  * `e^T H e` is what the errors e of a token do to its scores, and a little more so that errors stay small where no query
  * has looked yet. `H = U^T U`, and each channel, from the last on, takes what makes its own of these squares the smallest.
  *
