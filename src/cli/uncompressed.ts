@@ -3,6 +3,7 @@
  * Both in strict SIMD WebAssembly (`bench/baseline`), on one thread, tuned as the product's own kernels are.
  */
 import { KvarnError } from "../errors.js";
+import { fromHex } from "../wasm/builds.js";
 import { baselineWasm } from "./baseline-inlined.js";
 
 /** One layer of a cache. */
@@ -80,7 +81,7 @@ const STAGED = 131_072;
 let compiled: Promise<WebAssembly.Module> | undefined;
 
 async function instantiate(): Promise<Baseline> {
-  compiled ??= WebAssembly.compile(Uint8Array.from(atob(baselineWasm), (char) => char.charCodeAt(0)));
+  compiled ??= WebAssembly.compile(fromHex(baselineWasm));
   const { exports } = await WebAssembly.instantiate(await compiled);
   return exports as unknown as Baseline;
 }

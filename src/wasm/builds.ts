@@ -2,7 +2,7 @@
 
 export type Build = "strict" | "relaxed";
 
-/** Base64; `scripts/inline-wasm.mjs` writes it. */
+/** Hexadecimal digits; `scripts/inline-wasm.mjs` writes them. */
 export interface InlinedBuilds {
   readonly strictWasm: string;
   /** Edits of the strict build: bytes to keep, bytes to drop, bytes to insert, and these. Numbers are LEB128. */
@@ -14,8 +14,8 @@ export function readBuild(
   { strictWasm, relaxedEdits }: InlinedBuilds,
   build: Build,
 ): Uint8Array<ArrayBuffer> {
-  const strict = fromBase64(strictWasm);
-  return build === "relaxed" ? applyEdits(strict, fromBase64(relaxedEdits)) : strict;
+  const strict = fromHex(strictWasm);
+  return build === "relaxed" ? applyEdits(strict, fromHex(relaxedEdits)) : strict;
 }
 
 function applyEdits(source: Uint8Array, edits: Uint8Array): Uint8Array<ArrayBuffer> {
@@ -39,6 +39,11 @@ function applyEdits(source: Uint8Array, edits: Uint8Array): Uint8Array<ArrayBuff
   return Uint8Array.from(bytes);
 }
 
-function fromBase64(text: string): Uint8Array<ArrayBuffer> {
-  return Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
+/** Bytes of hexadecimal digits, two each, in lower case. */
+export function fromHex(text: string): Uint8Array<ArrayBuffer> {
+  const digit = (at: number): number => {
+    const code = text.charCodeAt(at);
+    return code < 97 ? code - 48 : code - 87;
+  };
+  return Uint8Array.from({ length: text.length / 2 }, (_, i) => digit(2 * i) * 16 + digit(2 * i + 1));
 }
