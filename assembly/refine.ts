@@ -23,6 +23,7 @@ import { fill, invert, multiply, scale } from "./vectors";
 
 const NARROWER: f32 = 0.4;
 const RANGES = 4;
+const MOST_NARROWED_KEY_BITS = 2;
 const QUERY_WEIGHT: f32 = 10;
 const TOKEN_DECAY: f32 = 0.9692332344763441; // e^(-1/32)
 const TOKEN_SHARE: f32 = 0.15;
@@ -86,12 +87,13 @@ function refineTile(
 ): void {
   findColumnScales(rows, columns, iterations);
   fill(OWED, columns, 0);
+  const ranges = isKeys && bits > MOST_NARROWED_KEY_BITS ? 1 : RANGES;
   for (let i = 0; i < rows; i++) {
     const row = isKeys ? rows - 1 - i : i;
     if (factor) correctChannel(row, rows, columns, factor);
     else if (isKeys) openRow(row, columns);
     else correctToken(row, columns, bits);
-    roundRow(row, columns, bits);
+    roundRow(row, columns, bits, ranges);
     if (factor) noteChannel(row, columns);
     else if (!isKeys) noteToken(row, columns);
   }
@@ -234,7 +236,7 @@ function clampCodes(x: v128, top: v128): v128 {
 }
 
 // Rounds LINE: a scale and a zero point to CODE_SCALE and CODE_ZERO, codes to K_BYTES, and what decodes to LINE.
-function roundRow(row: i32, columns: i32, bits: i32): void {
+function roundRow(row: i32, columns: i32, bits: i32, ranges: i32): void {
   const end = LINE + ((<usize>columns) << 2);
   let low = f32x4.splat(Infinity);
   let high = f32x4.splat(-Infinity);
@@ -263,7 +265,7 @@ function roundRow(row: i32, columns: i32, bits: i32): void {
   let scale: f32 = 0;
   let zero: f32 = 0;
   let least: f32 = Infinity;
-  for (let n = 0; n < RANGES; n++) {
+  for (let n = 0; n < ranges; n++) {
     const narrower = (<f32>n * NARROWER) / <f32>(1 << bits);
     const step = (range * (1 - narrower)) / topCode;
     if (!(step > 0)) break;

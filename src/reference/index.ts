@@ -34,7 +34,15 @@ export { attend, type TokenRun } from "./attend.js";
 export { normalize, type NormalizedTile } from "./normalize.js";
 export { dequantize, packCodes, quantize, type Quantized, unpackCodes } from "./pack.js";
 export { decodeRecord, encodeBalanced, encodeRecord, refineRecord, type TokenRows } from "./record.js";
-export { addQuery, type Feedback, queryFeedback, refine, type RefinedTile, tokenFeedback } from "./refine.js";
+export {
+  addQuery,
+  type Feedback,
+  keyRanges,
+  queryFeedback,
+  refine,
+  type RefinedTile,
+  tokenFeedback,
+} from "./refine.js";
 export { rotate } from "./rotate.js";
 
 const MOST_BYTES = 2 ** 32;

@@ -2,7 +2,7 @@ import type { RecordLayout } from "../format.js";
 import { fromHalf, HALF_MAX, toHalf } from "../half.js";
 import { normalize, type NormalizedTile } from "./normalize.js";
 import { packCodes, quantize, type Quantized, unpackCodes } from "./pack.js";
-import { queryFeedback, refine, tokenFeedback } from "./refine.js";
+import { keyRanges, queryFeedback, refine, tokenFeedback } from "./refine.js";
 
 /** Some consecutive tokens of one KV head, in the rotated frame. */
 export interface TokenRows {
@@ -64,7 +64,7 @@ export function refineRecord(
   const valueTile = Float32Array.from(tokens.values);
   const keyFeedback = moment && queryFeedback(moment, headDim, group);
   return packRecord(
-    refine(keyTile, headDim, group, keyBits, iterations, keyFeedback),
+    refine(keyTile, headDim, group, keyBits, iterations, keyFeedback, keyRanges(keyBits)),
     refine(valueTile, group, headDim, valueBits, iterations, tokenFeedback(group, headDim, valueBits)),
     layout,
   );

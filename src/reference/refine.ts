@@ -26,6 +26,16 @@ export interface Feedback {
 /** Ranges of codes that are tried for a row: each narrower than the one before by this share of it, divided by `2^bits`. */
 const NARROWER = 0.4;
 const RANGES = 4;
+/**
+ * Keys of more bits keep their whole range: there is less to gain, and what is clipped are the largest keys, to which attention may
+ * be drawn.
+ */
+const MOST_NARROWED_KEY_BITS = 2;
+
+/** How many ranges are tried for rows of K. */
+export function keyRanges(bits: number): number {
+  return bits > MOST_NARROWED_KEY_BITS ? 1 : RANGES;
+}
 
 /** Of the largest scale of a column: with the powers of two of the method, it stays finite. */
 const MOST_COLUMN_EXPONENT = 14;
@@ -54,6 +64,7 @@ const TOKEN_SHARE = 0.15;
  * @param tile `[rows, columns]`: finite binary16; rows are channels for K and tokens for V
  * @param bits 2 to 8
  * @param iterations of {@link normalize}
+ * @param ranges how many are tried: see {@link keyRanges}
  */
 export function refine(
   tile: Float32Array,
@@ -62,6 +73,7 @@ export function refine(
   bits: number,
   iterations: number,
   feedback: Feedback | undefined,
+  ranges = RANGES,
 ): RefinedTile {
   const columnScale = columnScales(tile, rows, columns, iterations);
   const codes = new Uint8Array(rows * columns);
@@ -73,7 +85,7 @@ export function refine(
     const values = exact.slice();
     feedback?.correct(row, values);
     const balanced = values.map((value, column) => value / columnScale[column]);
-    const { scale, zero } = fitRow(balanced, bits);
+    const { scale, zero } = fitRow(balanced, bits, ranges);
     [rowScale[row], rowZero[row]] = [scale, zero];
     const line = codes.subarray(row * columns, (row + 1) * columns);
     balanced.forEach((value, column) => {
@@ -103,13 +115,13 @@ function exponentOf(x: number): number {
 }
 
 /** The scale and zero point of one row; see {@link refine}. */
-function fitRow(values: Float64Array, bits: number): { scale: number; zero: number } {
+function fitRow(values: Float64Array, bits: number, ranges: number): { scale: number; zero: number } {
   const lowest = Math.min(...values);
   const range = Math.max(...values) - lowest;
   const mean = average(values);
   const variance = average(values.map((value) => (value - mean) ** 2));
   let best = { scale: 0, zero: lowest, error: Infinity };
-  for (let i = 0; i < RANGES; i++) {
+  for (let i = 0; i < ranges; i++) {
     const narrower = (i * NARROWER) / 2 ** bits;
     const step = (range * (1 - narrower)) / (2 ** bits - 1);
     const low = lowest + (range * narrower) / 2;
