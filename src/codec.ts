@@ -294,7 +294,12 @@ function checkQueries(
 function addQueries(backend: Backend, store: Store, { q, queryHeads }: GivenQueries): Block {
   return backend.run(() => {
     const moments = store.allocateMoments!();
-    store.addQueries!(moments, q, queryHeads);
+    try {
+      store.addQueries!(moments, q, queryHeads);
+    } catch (error) {
+      store.free(moments);
+      throw error;
+    }
     return moments;
   }).result;
 }

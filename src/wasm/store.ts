@@ -118,7 +118,8 @@ export class WasmStore implements Store {
   encode(tiles: readonly TilePair[], moments?: Block): void {
     const replacing = tiles.some(({ outliers }) => outliers);
     const sumBytes = replacing ? this.#shape.headDim * 8 : 0;
-    const sums = this.#workspace.take(sumBytes + (moments?.bytes ?? 0));
+    const roomBytes = sumBytes + (moments?.bytes ?? 0);
+    const sums = roomBytes > 0 ? this.#workspace.take(roomBytes) : 0;
     const factors = moments && this.#factorQueries(moments, sums + sumBytes);
     const replaced: ExactRow[] = [];
     try {
