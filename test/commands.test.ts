@@ -17,6 +17,7 @@ import { blocksOf, commandsIn, documents, namedCommandsOf } from "./support/docu
 const NOT_RUN: Readonly<Record<string, string>> = {
   "npm run bench": "takes minutes; test/bench.test.ts runs the benchmarks with --quick",
   "npm run -s bench -- --json": "the same",
+  "npm run bench -- --case refine": "the same",
   "npm run bench -- --backend webgpu": "measures a GPU, of which CI has none",
   "deno run -A build/bench/bench/main.js": "the same; test/packaging/bench.ts, in Deno",
   "bun build/bench/bench/main.js": "the same, in Bun",
@@ -34,7 +35,6 @@ const NOT_RUN: Readonly<Record<string, string>> = {
     "takes hours; test/eval runs it with another model",
   "npm run eval:encoders -- --model SmolLM2-135M-Instruct.Q4_1.gguf":
     "takes minutes and that model; test/eval runs it with another",
-  "npm run eval:encoders": "the same",
   "pip install --no-deps -r tools/requirements.txt": "needs Python, which nothing here may",
   "python tools/make_fixture.py": "the same",
   "python tools/make_fixture.py --check": "the same",
