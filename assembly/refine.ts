@@ -293,6 +293,8 @@ function roundRow(row: i32, columns: i32, bits: i32, ranges: i32): void {
     }
   }
   scale = roundHalf(min(scale, HALF_MAX));
+  // A scale too small for binary16 leaves all codes the same value.
+  if (scale == 0) zero = mean;
   zero = roundHalf(max(-HALF_MAX, min(HALF_MAX, lowest + zero)));
   store<f32>(CODE_SCALE + ((<usize>row) << 2), scale);
   store<f32>(CODE_ZERO + ((<usize>row) << 2), zero);
@@ -359,7 +361,9 @@ function toUnitLength(x: usize, count: i32): void {
   for (let i = x; i < end; i += 16) most = f32x4.pmax(most, f32x4.abs(v128.load(i)));
   const largestValue = largest(most);
   if (largestValue == 0) return;
-  scale(x, 1 / largestValue, count);
+  // Divided, as the inverse of the least numbers is infinite.
+  const divisor = f32x4.splat(largestValue);
+  for (let i = x; i < end; i += 16) v128.store(i, f32x4.div(v128.load(i), divisor));
   let squares = f32x4.splat(0);
   for (let i = x; i < end; i += 16) squares = plusProduct(v128.load(i), v128.load(i), squares);
   scale(x, 1 / sqrt(sum(squares)), count);
@@ -383,7 +387,7 @@ function addFour(headDim: i32, target: usize): void {
 }
 
 // Of a moment, what `refineKeys` needs: U with `U^T U = H`, upper triangular, `[headDim, headDim]` at `target`, each row divided
-// by its diagonal. False where no query was added.
+// by its diagonal. False where no query was added, or where no queries add up to it.
 export function factorQueries(moment: usize, headDim: i32, target: usize): bool {
   const bytes = (<usize>headDim) << 2;
   let trace: f32 = 0;
@@ -397,8 +401,9 @@ export function factorQueries(moment: usize, headDim: i32, target: usize): bool 
   }
   for (let i: usize = 0; i < bytes; i += 4) {
     const row = target + i * <usize>headDim;
-    // At least 1, short of rounding.
-    const inverse: f32 = 1 / max<f32>(1, load<f32>(row + i));
+    // At least 1, short of rounding; but a saved cache may hold what no queries add up to.
+    if (!(load<f32>(row + i) >= 0.5)) return false;
+    const inverse: f32 = 1 / load<f32>(row + i);
     for (let later = i + 4; later < bytes; later += 4) {
       // The square root of the diagonal, twice.
       const by = f32x4.splat(-load<f32>(row + later) * inverse);

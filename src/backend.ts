@@ -167,8 +167,8 @@ export interface AttendRequest extends Queries {
   readonly exact: readonly Segment[];
   /** What stands for these tokens of the records. Default: none. */
   readonly outliers?: Outliers;
-  /** Takes the queries in once they are answered. */
-  readonly moments?: Block;
+  /** Asked, once the queries are answered, where they are to be added. Default: nowhere. */
+  readonly moments?: () => Block;
   /** `[queryTokens, queryHeads, headDim]` */
   readonly out: Float32Array | GpuTensor;
 }

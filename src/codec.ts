@@ -12,16 +12,7 @@ import {
   recordStride,
   respaceRecords,
 } from "./format.js";
-import {
-  asTensorData,
-  checkLength,
-  checkOut,
-  findNonFinite,
-  nonFiniteError,
-  type Tensor,
-  type TensorData,
-  toFloat32,
-} from "./tensor.js";
+import { asTensorData, checkLength, checkOut, checkQueries, type Tensor, type TensorData } from "./tensor.js";
 
 /** What records hold. */
 export interface RecordOptions {
@@ -93,7 +84,7 @@ export async function encode(
   }
   checkLength("v", vData, kData.length, ", as k does");
   const out = checkBytes("out", options.out, tiles * kvHeads * stride);
-  const queries = checkQueries(options, layout.headDim, kvHeads, encoder);
+  const queries = readQueries(options, layout.headDim, kvHeads, encoder);
   const { tilesAtOnce } = backend;
   // `out` stays as it is should a late tile turn out not to be finite.
   const records = tiles <= tilesAtOnce || out !== options.out ? out : new Uint8Array(out.length);
@@ -258,17 +249,17 @@ interface GivenQueries {
   readonly queryHeads: number;
 }
 
-function checkQueries(
+function readQueries(
   { queries, queryHeads: heads }: EncodeOptions,
   headDim: number,
   kvHeads: number,
   encoder: Encoder,
 ): GivenQueries | undefined {
-  if (queries === undefined) return undefined;
+  if (queries === undefined && heads === undefined) return undefined;
   if (encoder === "strict") {
     throw new KvarnError(
       "invalid-argument",
-      'queries are for encoder: "refined"; the strict one has no use for them',
+      'queries and queryHeads are for encoder: "refined"; the strict one has no use for them',
     );
   }
   const queryHeads = checkInteger("queryHeads", heads ?? kvHeads, kvHeads, 65_536);
@@ -286,8 +277,7 @@ function checkQueries(
       `queries must hold whole tokens of ${queryHeads} heads x ${headDim} channels, at least one, got ${q.length} elements`,
     );
   }
-  const bad = findNonFinite(toFloat32(q));
-  if (bad >= 0) throw nonFiniteError("queries", q, Math.floor(bad / headDim), queryHeads, headDim);
+  checkQueries("queries", q, queryHeads, headDim, 1);
   return { q, queryHeads };
 }
 

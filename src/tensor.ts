@@ -134,3 +134,30 @@ function isFloat16Array(value: unknown): value is Float16ArrayLike {
     ArrayBuffer.isView(value) && (value as Partial<Float16ArrayLike>)[Symbol.toStringTag] === "Float16Array"
   );
 }
+
+/**
+ * No value of q times the softmax scale may exceed this, so that no score overflows in f32: what a record can hold is
+ * below 2^40, and a head has up to 512 channels.
+ */
+const MAX_QUERY = 1e20;
+
+/** Throws unless all values are numbers that scores can be computed of. */
+export function checkQueries(
+  name: string,
+  q: TensorData,
+  heads: number,
+  headDim: number,
+  softmaxScale: number,
+): void {
+  const most = MAX_QUERY / Math.max(1, softmaxScale);
+  for (let i = 0; i < q.length; i++) {
+    // Not `>`: this catches NaN too.
+    if (Math.abs(valueAt(q, i)) <= most) continue;
+    const row = Math.floor(i / headDim);
+    throw new KvarnError(
+      "non-finite",
+      `${name} is ${valueAt(q, i)} at token ${Math.floor(row / heads)}, head ${row % heads}, channel ${i % headDim}; ` +
+        `values up to ${most} are allowed`,
+    );
+  }
+}

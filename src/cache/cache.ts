@@ -20,11 +20,11 @@ import {
   checkGpuTensor,
   checkLength,
   checkOut,
+  checkQueries,
   type GpuTensor,
   isGpuTensor,
   type Tensor,
   type TensorData,
-  valueAt,
 } from "../tensor.js";
 import { CacheLayer } from "./layer.js";
 import { readTiles } from "./read.js";
@@ -40,12 +40,6 @@ export interface CacheMemory extends CacheBytes {
    */
   reservedBytes: number;
 }
-
-/**
- * No value of q times the softmax scale may exceed this, so that no score overflows in f32: what a record can hold is
- * below 2^40, and a head has up to 512 channels.
- */
-const MAX_QUERY = 1e20;
 
 /** The most that a cache may hold for what it uses, as a factor. */
 const RESERVE_LIMIT = 1.25;
@@ -164,7 +158,7 @@ export class KvarnCache {
    * each seeing the tokens up to its own
    * @param options `out`: where to put the result; on a GPU in f32
    * @returns `[queryTokens, queryHeads, headDim]`: `out`, or a new array
-   * @throws {KvarnError} `invalid-argument`, `invalid-shape`, `non-finite`, `outside-window`
+   * @throws {KvarnError} `invalid-argument`, `invalid-shape`, `non-finite`, `outside-window`, `out-of-memory`
    */
   attend(
     layer: number,
@@ -190,7 +184,7 @@ export class KvarnCache {
         `q holds ${queryTokens} tokens, but layer ${layer} holds ${state.length}: append their k and v first`,
       );
     }
-    if (!isGpuTensor(data)) checkQueries(data, queryHeads, headDim, softmaxScale);
+    if (!isGpuTensor(data)) checkQueries("q", data, queryHeads, headDim, softmaxScale);
     const out = this.#target(options?.out, queryTokens, queryHeads * headDim);
     const encoder = this.#encoder(options, data, out);
     const position = state.length - queryTokens;
@@ -203,10 +197,23 @@ export class KvarnCache {
       );
     }
     const shape = { queryTokens, queryHeads, position, ...state.segments(from) };
-    const { outliers } = state;
-    const request = { q: data, ...shape, outliers, slidingWindow, softCap, sinkLogits, softmaxScale, out };
+    const { outliers, moments } = state;
+    // Queries are taken in when they are answered, which may be by what overwrites them.
+    const overwrites = moments && !isGpuTensor(data) && !isGpuTensor(out) && data.buffer === out.buffer;
+    const asked = overwrites ? data.slice() : data;
+    const request = {
+      q: asked,
+      ...shape,
+      outliers,
+      moments,
+      slidingWindow,
+      softCap,
+      sinkLogits,
+      softmaxScale,
+      out,
+    };
     const times = state.timesUndone;
-    await this.#run(() => state.store.attend({ ...request, moments: state.ownMoments() }), encoder);
+    await this.#run(() => state.store.attend(request), encoder);
     state.checkKept(times);
     return out;
   }
@@ -539,18 +546,4 @@ function countTokens(name: string, data: TensorData, heads: number, headDim: num
     );
   }
   return tokens;
-}
-
-function checkQueries(q: TensorData, heads: number, headDim: number, softmaxScale: number): void {
-  const most = MAX_QUERY / Math.max(1, softmaxScale);
-  for (let i = 0; i < q.length; i++) {
-    // Not `>`: this catches NaN too.
-    if (Math.abs(valueAt(q, i)) <= most) continue;
-    const row = Math.floor(i / headDim);
-    throw new KvarnError(
-      "non-finite",
-      `q is ${valueAt(q, i)} at token ${Math.floor(row / heads)}, head ${row % heads}, channel ${i % headDim}; ` +
-        `values up to ${most} are allowed`,
-    );
-  }
 }

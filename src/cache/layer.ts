@@ -107,9 +107,12 @@ export class CacheLayer {
     return this.#outliers.count === 0 ? undefined : this.#outliers;
   }
 
-  /** Moments of our own, for queries to be added; undefined where the store makes none of them. */
-  ownMoments(): Block | undefined {
-    if (!this.#takesQueries) return undefined;
+  /** Gives moments of our own, for queries to be added; undefined where none are taken. */
+  get moments(): (() => Block) | undefined {
+    return this.#takesQueries ? () => this.#ownMoments() : undefined;
+  }
+
+  #ownMoments(): Block {
     const shared = this.#moments;
     if (shared?.owners === 1) return shared;
     const made = this.#allocateMoments();
@@ -297,7 +300,7 @@ export class CacheLayer {
       const { kvHeads, headDim } = this.config;
       const outliers = saved.outliers ? OutlierPool.of(saved.outliers, headDim) : OutlierPool.empty(kvHeads);
       if (saved.moments) {
-        const moments = this.ownMoments()!;
+        const moments = this.#ownMoments();
         this.store.writeMoments!(moments, squares(saved.moments, this.config));
       }
       return () => this.#become({ ...saved, tiles: blocks, outliers });

@@ -329,7 +329,7 @@ class ReferenceStore implements Store {
     // What lies on a GPU never comes here.
     const [q, out] = [request.q as TensorData, request.out as Float32Array];
     attend({ ...request, q, out }, this.#shape.kvHeads, this.#shape.headDim, runs);
-    if (request.moments) this.addQueries(request.moments, q, request.queryHeads);
+    if (request.moments) this.addQueries(request.moments(), q, request.queryHeads);
   }
 
   trim(): void {}

@@ -134,7 +134,9 @@ function fitRow(values: Float64Array, bits: number, ranges: number): { scale: nu
     const error = scale * scale * spread - variance;
     if (error < best.error) best = { scale, zero: mean - scale * meanCode, error };
   }
-  return { scale: toHalfRange(best.scale), zero: toHalfRange(best.zero) };
+  const scale = toHalfRange(best.scale);
+  // A scale too small for binary16 leaves all codes the same value.
+  return { scale, zero: toHalfRange(scale === 0 ? mean : best.zero) };
 }
 
 function average(values: Float64Array): number {
@@ -189,7 +191,7 @@ function lengthOf(vector: Float64Array): number {
  * Source of the idea: SQuat, arXiv 2503.24358, and GPTQ, arXiv 2210.17323; in the form of Babai's nearest plane.
  * @param moment `[headDim, headDim]`: see {@link addQuery}; its upper triangle is looked at
  * @param tokens columns of the tile
- * @returns undefined where no query was added
+ * @returns undefined where no query was added, or where no queries add up to it
  */
 export function queryFeedback(
   moment: ArrayLike<number>,
@@ -237,8 +239,9 @@ function factorOf(moment: ArrayLike<number>, n: number): Float64Array | undefine
   const factor = Float64Array.from(moment, (x) => (x * QUERY_WEIGHT * n) / trace);
   for (let i = 0; i < n; i++) factor[i * n + i] += 1;
   for (let i = 0; i < n; i++) {
-    // At least 1, short of rounding.
-    const root = Math.sqrt(Math.max(1, factor[i * n + i]));
+    // At least 1, short of rounding; but a saved cache may hold what no queries add up to.
+    if (!(factor[i * n + i] >= 0.5)) return undefined;
+    const root = Math.sqrt(factor[i * n + i]);
     for (let j = 0; j < n; j++) factor[i * n + j] = j < i ? 0 : factor[i * n + j] / root;
     for (let row = i + 1; row < n; row++) {
       const share = factor[i * n + row];

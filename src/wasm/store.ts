@@ -358,7 +358,7 @@ export class WasmStore implements Store {
       this.#attendSome(request, segments, cut, first, tokens);
     }
     // What lies on a GPU never comes here.
-    if (request.moments) this.addQueries(request.moments, request.q as TensorData, request.queryHeads);
+    if (request.moments) this.addQueries(request.moments(), request.q as TensorData, request.queryHeads);
   }
 
   trim(): void {}

@@ -98,20 +98,18 @@ const LIMITS = [
 ] as const;
 
 /** Dawn's experiment with matrix units. It offers it only where it was told to allow what is unsafe. */
-const MATRIX_FEATURE = "chromium-experimental-subgroup-matrix";
+const MATRIX_FEATURE = "chromium-experimental-subgroup-matrix" as string as GPUFeatureName;
 
 /** Whether kernels on a device may use matrix units, as 32 invocations at a time; whether they then can, `matrix.ts` tells. */
 export function offersMatrixUnits({ features, adapterInfo }: GPUDevice): boolean {
   const { subgroupMinSize, subgroupMaxSize } = adapterInfo;
-  return (
-    (features as ReadonlySet<string>).has(MATRIX_FEATURE) && subgroupMinSize === 32 && subgroupMaxSize === 32
-  );
+  return features.has(MATRIX_FEATURE) && subgroupMinSize === 32 && subgroupMaxSize === 32;
 }
 
 /** A device of our own, with the adapter's highest limits and the optional features that kernels or timing can use. */
 export async function openDevice(adapter: GPUAdapter): Promise<GPUDevice> {
   const requiredLimits = Object.fromEntries(LIMITS.map((name) => [name, adapter.limits[name]]));
-  const wanted = ["timestamp-query", "subgroups", MATRIX_FEATURE] as GPUFeatureName[];
+  const wanted: GPUFeatureName[] = ["timestamp-query", "subgroups", MATRIX_FEATURE];
   const requiredFeatures = wanted.filter((feature) => adapter.features.has(feature));
   return adapter.requestDevice({ label: "kvarn", requiredLimits, requiredFeatures });
 }

@@ -254,6 +254,27 @@ describe.each(engines)("encoder: refined, %s", (_, kvarn) => {
     }
   });
 
+  it("takes in queries that their answer overwrites, and the smallest there are", async () => {
+    const tokens = makeTokens(shape, 2 * GROUP);
+    const q = makeQueries(shape, 5);
+    // Two of the first KV head's four rows are zero.
+    const tiny = new Float32Array(4 * 32);
+    tiny[3] = 1e-44;
+    tiny.fill(-3e-39, 32, 64);
+    const caches = await Promise.all([1, 2].map(() => filledCache(kvarn, config, tokens)));
+    const inPlace = q.slice();
+    await caches[0].attend(0, q);
+    await caches[1].attend(0, inPlace, { out: inPlace });
+    expectSame((await savedOf(caches[1])).moments, (await savedOf(caches[0])).moments);
+    for (const cache of caches) {
+      await cache.attend(0, tiny);
+      const restored = await kvarn.restoreCache(await cache.serialize());
+      const { moments } = await savedOf(restored);
+      const diagonal = Array.from({ length: 32 }, (_, i) => moments[i * 32 - (i * (i - 1)) / 2]);
+      expect(diagonal.reduce((sum, x) => sum + x, 0)).toBeCloseTo(5 * 2 + 2, 3);
+    }
+  });
+
   it("refuses what it cannot take, and stays as it was", async () => {
     const cache = kvarn.createCache(config);
     await decodeSteps(cache, makeTokens(shape, 2 * GROUP), 0, GROUP);
@@ -283,6 +304,10 @@ describe.each(engines)("encoder: refined, %s", (_, kvarn) => {
       "non-finite",
       /token 0, head 0, channel 5/,
     );
+    const large = new Float32Array(128).fill(1e30);
+    await expectError(() => encode({ queries: large, queryHeads: 4 }), "non-finite", /queries is 1.*up to 1/);
+    await expectError(() => encode({ queryHeads: 4 }), "invalid-argument", /queries/);
+    await expectError(() => encode({ encoder: "strict", queryHeads: 4 }), "invalid-argument", /refined/);
   });
 
   it("refuses saved bytes whose moments cannot be", async () => {
@@ -301,6 +326,32 @@ describe.each(engines)("encoder: refined, %s", (_, kvarn) => {
     const infinite = payload.slice();
     infinite.fill(0xff, -4);
     await expectError(() => restore({}, infinite), "corrupt-data", /NaN or infinite moments/);
+  });
+
+  it("takes moments that no queries add up to for none", async () => {
+    const cache = kvarn.createCache(config);
+    const tokens = makeTokens(shape, 2 * GROUP);
+    await decodeSteps(cache, tokens.of(GROUP), 0, GROUP);
+    const bytes = await cache.serialize();
+    const { header, payloadStart } = readSaved(bytes);
+    const payload = bytes.slice(payloadStart, -4);
+    for (const least of [1, 1e-42]) {
+      const triangle = new Float32Array(32 * 33).fill(-3);
+      for (let head = 0; head < 2; head++) {
+        for (let i = 0; i < 32; i++) triangle[head * 16 * 33 + i * 32 - (i * (i - 1)) / 2] = least;
+      }
+      const forged = payload.slice();
+      forged.set(new Uint8Array(triangle.buffer), payload.length - triangle.byteLength);
+      const restored = await kvarn.restoreCache(writeSaved(header, forged, { version: 3 }));
+      await restored.append(0, ...tokens.slice(GROUP, 2 * GROUP));
+      await restored.flush();
+      const { preset, kvHeads, headDim, encoder } = config;
+      const options = { preset, kvHeads, headDim, encoder } as const;
+      expectSame(
+        await restored.exportRecords(0),
+        await kvarn.encode(...tokens.slice(GROUP, 2 * GROUP), options),
+      );
+    }
   });
 });
 
