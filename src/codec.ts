@@ -255,11 +255,11 @@ function readQueries(
   kvHeads: number,
   encoder: Encoder,
 ): GivenQueries | undefined {
-  if (queries === undefined && heads === undefined) return undefined;
+  if (queries === undefined) return undefined;
   if (encoder === "strict") {
     throw new KvarnError(
       "invalid-argument",
-      'queries and queryHeads are for encoder: "refined"; the strict one has no use for them',
+      'queries are for encoder: "refined"; the strict one has no use for them',
     );
   }
   const queryHeads = checkInteger("queryHeads", heads ?? kvHeads, kvHeads, 65_536);
