@@ -19,7 +19,7 @@ import { normalizeTile } from "./normalize";
 import { closeCodes } from "./pack";
 import { loadKeyQuads, loadValueQuads } from "./quads";
 import { rotateRow } from "./rotate";
-import { fill, invert, multiply, scale } from "./vectors";
+import { fill, invert, magnitude, multiply, scale } from "./vectors";
 
 const NARROWER: f32 = 0.4;
 const RANGES = 4;
@@ -138,11 +138,7 @@ function findColumnScales(rows: i32, columns: i32, iterations: i32): void {
   }
   const largestValue = largest(most);
   if (largestValue > 0) {
-    let widest = f32x4.splat(0);
-    for (let i: usize = BEST_COLUMN_SCALE, end = i + ((<usize>columns) << 2); i < end; i += 16) {
-      widest = f32x4.pmax(widest, v128.load(i));
-    }
-    const room = MOST_COLUMN_EXPONENT - exponentOf(largest(widest));
+    const room = MOST_COLUMN_EXPONENT - exponentOf(magnitude(BEST_COLUMN_SCALE, columns));
     scale(BEST_COLUMN_SCALE, powerOfTwo(min(exponentOf(largestValue) >> 1, room)), columns);
   }
   storeHalves(BEST_COLUMN_SCALE, LINE, columns);
@@ -356,11 +352,9 @@ export function addQueries(
 
 // Leaves zeros as they are. Divided by the largest value first: squares must not overflow.
 function toUnitLength(x: usize, count: i32): void {
-  let most = f32x4.splat(0);
-  const end = x + ((<usize>count) << 2);
-  for (let i = x; i < end; i += 16) most = f32x4.pmax(most, f32x4.abs(v128.load(i)));
-  const largestValue = largest(most);
+  const largestValue = magnitude(x, count);
   if (largestValue == 0) return;
+  const end = x + ((<usize>count) << 2);
   // Divided, as the inverse of the least numbers is infinite.
   const divisor = f32x4.splat(largestValue);
   for (let i = x; i < end; i += 16) v128.store(i, f32x4.div(v128.load(i), divisor));

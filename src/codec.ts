@@ -1,7 +1,7 @@
 /** Tensors to records and back, on any backend. */
 import type { Backend, Block, Store } from "./backend.js";
-import { checkEncoder, checkIterations, checkKvHeads, type Encoder } from "./config.js";
-import { checkInteger, describe, KvarnError } from "./errors.js";
+import { checkEncoder, checkIterations, checkKvHeads, checkQueryHeads, type Encoder } from "./config.js";
+import { describe, KvarnError } from "./errors.js";
 import {
   checkHeadDim,
   findBadScale,
@@ -262,13 +262,7 @@ function readQueries(
       'queries are for encoder: "refined"; the strict one has no use for them',
     );
   }
-  const queryHeads = checkInteger("queryHeads", heads ?? kvHeads, kvHeads, 65_536);
-  if (queryHeads % kvHeads !== 0) {
-    throw new KvarnError(
-      "invalid-argument",
-      `queryHeads must be a multiple of kvHeads (${kvHeads}), got ${queryHeads}`,
-    );
-  }
+  const queryHeads = checkQueryHeads(heads ?? kvHeads, kvHeads);
   const q = asTensorData("queries", queries);
   const perToken = queryHeads * headDim;
   if (q.length === 0 || q.length % perToken !== 0) {

@@ -107,6 +107,16 @@ export function checkKvHeads(value: unknown, headDim: number, name = "kvHeads"):
   return checkInteger(name, value, 1, MAX_TOKEN / headDim);
 }
 
+/** Checks how many query heads read so many (checked) KV heads. */
+export function checkQueryHeads(value: unknown, kvHeads: number, name = "queryHeads"): number {
+  const queryHeads = checkInteger(name, value, 1, MAX_TOKEN);
+  if (queryHeads % kvHeads === 0) return queryHeads;
+  throw new KvarnError(
+    "invalid-argument",
+    `${name} must be a multiple of kvHeads (${kvHeads}), got ${queryHeads}`,
+  );
+}
+
 /** Checks a configuration and fills in the defaults. */
 export function resolveConfig(config: CacheConfig): ResolvedConfig {
   if (typeof config !== "object" || config === null) {
@@ -159,13 +169,7 @@ function resolveLayer(
 ): ResolvedLayer {
   const headDim = checkHeadDim(layer.headDim, `${where}headDim`);
   const kvHeads = checkKvHeads(layer.kvHeads, headDim, `${where}kvHeads`);
-  const queryHeads = checkInteger(`${where}queryHeads`, layer.queryHeads, 1, MAX_TOKEN);
-  if (queryHeads % kvHeads !== 0) {
-    throw new KvarnError(
-      "invalid-argument",
-      `${where}queryHeads must be a multiple of kvHeads (${kvHeads}), got ${queryHeads}`,
-    );
-  }
+  const queryHeads = checkQueryHeads(layer.queryHeads, kvHeads, `${where}queryHeads`);
   const window = layer.slidingWindow;
   return {
     queryHeads,
