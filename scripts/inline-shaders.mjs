@@ -1,20 +1,28 @@
 // Writes shaders/*.wgsl into TypeScript sources, so that the package loads without fetching or reading a file.
 import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 
-/** Those that are loaded only where there are matrix units. */
-const ofMatrices = /^(attend-)?matrix/;
+/**
+ * What is loaded only where it is needed: kernels for matrix units, and those that a cache with the strict encoder does without.
+ */
+const late = {
+  "src/webgpu/matrix-inlined.ts": /^(attend-)?matrix/,
+  "src/webgpu/late-inlined.ts": /^(refine|(add|factor)-queries|normalize|(un)?pack)/,
+};
 
 const files = readdirSync("shaders")
   .filter((file) => file.endsWith(".wgsl"))
   .sort();
+const isLate = (file) => Object.values(late).some((names) => names.test(file));
 write(
   "src/webgpu/inlined.ts",
-  files.filter((file) => !ofMatrices.test(file)),
+  files.filter((file) => !isLate(file)),
 );
-write(
-  "src/webgpu/matrix-inlined.ts",
-  files.filter((file) => ofMatrices.test(file)),
-);
+for (const [out, names] of Object.entries(late)) {
+  write(
+    out,
+    files.filter((file) => names.test(file)),
+  );
+}
 
 function write(out, files) {
   const entries = files.map(

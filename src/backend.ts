@@ -53,8 +53,6 @@ export interface Packed {
 export interface Backend {
   readonly kind: BackendKind;
   readonly variant: string;
-  /** Whether its stores take `encoder: "refined"`. */
-  readonly refines: boolean;
   /** Rotates rows of headDim into `out`; f32 in and out. `out` may be `x`. */
   rotate(x: Float32Array, headDim: number, out: Float32Array): Promise<void>;
   normalize(tiles: Float32Array, shape: TileShape, iterations: number, out: Normalized): Promise<void>;
@@ -167,7 +165,7 @@ export interface AttendRequest extends Queries {
   readonly exact: readonly Segment[];
   /** What stands for these tokens of the records. Default: none. */
   readonly outliers?: Outliers;
-  /** Asked, once the queries are answered, where they are to be added. Default: nowhere. */
+  /** Asked where the queries are to be added, too. Default: nowhere. */
   readonly moments?: () => Block;
   /** `[queryTokens, queryHeads, headDim]` */
   readonly out: Float32Array | GpuTensor;
@@ -205,13 +203,13 @@ export interface Store {
     v: TensorData | GpuTensor,
     from: number,
   ): Uint8Array[];
-  /** Room for moments, of no queries. Missing, as are the next three, where an engine does not refine. Throws `out-of-memory`. */
-  allocateMoments?(): Block;
+  /** Room for moments, of no queries. Throws `out-of-memory`. */
+  allocateMoments(): Block;
   /** Adds queries, `[tokens, queryHeads, headDim]`, not rotated. */
-  addQueries?(moments: Block, q: TensorData, queryHeads: number): void;
+  addQueries(moments: Block, q: TensorData, queryHeads: number): void;
   /** `[kvHeads, headDim, headDim]`, of each the upper triangle. */
-  readMoments?(block: Block): Promise<Float32Array>;
-  writeMoments?(block: Block, data: Float32Array): void;
+  readMoments(block: Block): Promise<Float32Array>;
+  writeMoments(block: Block, data: Float32Array): void;
   /**
    * Of a full exact block, the sum of the magnitudes of each token's K, `[kvHeads, group]`: not rounded, so the same on
    * every engine. Missing where an engine keeps no outlier tokens.

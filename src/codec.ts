@@ -31,8 +31,7 @@ export interface EncodeOptions extends RecordOptions {
   /** Steps of the normalization: 0 (plain rounding) to 64. Default 8. */
   iterations?: number;
   /**
-   * `"refined"`: more exactly, for a few times the work; refused on the WebGPU backend. Default `"strict"`: byte for byte what
-   * vLLM's KVarN makes.
+   * `"refined"`: more exactly, for a few times the work. Default `"strict"`: byte for byte what vLLM's KVarN makes.
    */
   encoder?: Encoder;
   /**
@@ -70,7 +69,6 @@ export async function encode(
   const { layout, kvHeads, stride } = checkRecordOptions(options);
   const iterations = checkIterations(options.iterations);
   const encoder = checkEncoder(options.encoder);
-  checkRefines(backend, encoder);
   const kData = asTensorData("k", k);
   const vData = asTensorData("v", v);
   const perTile = layout.group * kvHeads * layout.headDim;
@@ -234,15 +232,6 @@ function checkRecordOptions(options: RecordOptions): {
   };
 }
 
-/** Throws unless the backend has the encoder. */
-export function checkRefines({ refines, kind }: Backend, encoder: Encoder): void {
-  if (encoder === "strict" || refines) return;
-  throw new KvarnError(
-    "invalid-argument",
-    `encoder is "refined", but the ${kind} backend encodes "strict" alone: "wasm" and "reference" refine`,
-  );
-}
-
 /** Queries to encode by. */
 interface GivenQueries {
   readonly q: TensorData;
@@ -277,9 +266,9 @@ function readQueries(
 
 function addQueries(backend: Backend, store: Store, { q, queryHeads }: GivenQueries): Block {
   return backend.run(() => {
-    const moments = store.allocateMoments!();
+    const moments = store.allocateMoments();
     try {
-      store.addQueries!(moments, q, queryHeads);
+      store.addQueries(moments, q, queryHeads);
     } catch (error) {
       store.free(moments);
       throw error;

@@ -34,9 +34,8 @@ export interface CacheConfig extends Partial<LayerConfig> {
   /** Steps of the normalization: 0 (plain rounding) to 64. Default 8. */
   iterations?: number;
   /**
-   * How tokens are encoded. `"refined"`: more exactly, in the same records, for a few times the work of `"strict"`; refused on the
-   * WebGPU backend. It takes note of the queries of `attend`: of each KV head, a matrix of headDim x headDim sums in f32.
-   * Default `"strict"`.
+   * How tokens are encoded. `"refined"`: more exactly, in the same records, for a few times the work of `"strict"`. It takes note
+   * of the queries of `attend`: of each KV head, a matrix of headDim x headDim sums in f32. Default `"strict"`.
    */
   encoder?: Encoder;
   /**

@@ -4,14 +4,7 @@
  */
 import type { Backend } from "../backend.js";
 import { cacheBytes, type CacheBytes } from "../bytes.js";
-import {
-  checkRefines,
-  checkScales,
-  countTiles,
-  type KeysAndValues,
-  spreadRecords,
-  tileRecords,
-} from "../codec.js";
+import { checkScales, countTiles, type KeysAndValues, spreadRecords, tileRecords } from "../codec.js";
 import { MAX_TOKENS, type ResolvedConfig } from "../config.js";
 import { checkInteger, describe, KvarnError } from "../errors.js";
 import { type RecordPadding, recordStride } from "../format.js";
@@ -78,7 +71,6 @@ export class KvarnCache {
 
   /** @internal Callers use `kvarn.createCache`. */
   constructor(backend: Backend, config: ResolvedConfig, open: Set<KvarnCache>, parent?: KvarnCache) {
-    checkRefines(backend, config.encoder);
     this.#backend = backend;
     this.#config = config;
     this.#open = open;
@@ -344,8 +336,8 @@ export class KvarnCache {
     }
     const snapshot = this.fork();
     try {
-      const saved = await snapshot.#run(() => snapshot.#layers[layer].save());
-      return await readTiles(this.#backend, state.config, saved);
+      const tokens = await snapshot.#run(() => snapshot.#layers[layer].readTokens());
+      return await readTiles(this.#backend, state.config, tokens);
     } finally {
       snapshot.dispose();
     }

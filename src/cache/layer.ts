@@ -23,6 +23,7 @@ interface LayerState {
   readonly firstKept: number;
   readonly firstTail: number;
   readonly outliers: OutlierPool;
+  readonly moments: Block | undefined;
 }
 
 /** What encoding takes: where records go, and which tokens stay exact beside them. */
@@ -115,12 +116,16 @@ export class CacheLayer {
   #ownMoments(): Block {
     const shared = this.#moments;
     if (shared?.owners === 1) return shared;
-    const made = this.#allocateMoments();
-    if (shared) {
-      this.store.copy(shared, made, 0);
-      this.#drop(shared);
-    }
-    return (this.#moments = made);
+    const own = this.#allocateMoments();
+    this.#transact((made) => {
+      made.push(own);
+      if (shared) this.store.copy(shared, own, 0);
+      return () => {
+        this.#drop(shared);
+        this.#moments = own;
+      };
+    });
+    return own;
   }
 
   /** The tokens, `[start, end)`, that are records. */
@@ -233,9 +238,7 @@ export class CacheLayer {
   /** Takes the tiles of another layer of the same shape, as shared ones. */
   share(other: CacheLayer): void {
     this.#become(other.#state());
-    for (const block of this.#tiles) if (block) this.#hold(block);
-    this.#moments = other.#moments;
-    if (this.#moments) this.#hold(this.#moments);
+    for (const block of [...this.#tiles, this.#moments]) if (block) this.#hold(block);
   }
 
   /** Throws unless encoded tiles may follow. */
@@ -275,11 +278,19 @@ export class CacheLayer {
 
   /** Everything that a saved cache keeps of the layer. */
   async save(): Promise<SavedLayer> {
-    const tiles = await Promise.all(this.#tiles.map((block, tile) => this.#readTile(block, tile)));
-    const { outliers } = this;
-    const moments = this.#moments && triangles(await this.store.readMoments!(this.#moments), this.config);
     const [length, firstKept, firstTail] = [this.#length, this.#firstKept, this.#firstTail];
-    return { length, firstKept, firstTail, tiles, outliers, moments };
+    const [tokens, moments] = await Promise.all([
+      this.readTokens(),
+      this.#moments && this.store.readMoments(this.#moments),
+    ]);
+    return { length, firstKept, firstTail, ...tokens, moments: moments && triangles(moments, this.config) };
+  }
+
+  /** What a saved cache keeps of the layer's tokens. */
+  async readTokens(): Promise<Pick<SavedLayer, "tiles" | "outliers">> {
+    const { outliers } = this;
+    const tiles = await Promise.all(this.#tiles.map((block, tile) => this.#readTile(block, tile)));
+    return { tiles, outliers };
   }
 
   /** Fills an empty layer with what {@link save} returned. */
@@ -299,11 +310,8 @@ export class CacheLayer {
       });
       const { kvHeads, headDim } = this.config;
       const outliers = saved.outliers ? OutlierPool.of(saved.outliers, headDim) : OutlierPool.empty(kvHeads);
-      if (saved.moments) {
-        const moments = this.#ownMoments();
-        this.store.writeMoments!(moments, squares(saved.moments, this.config));
-      }
-      return () => this.#become({ ...saved, tiles: blocks, outliers });
+      if (saved.moments) this.store.writeMoments(this.#ownMoments(), squares(saved.moments, this.config));
+      return () => this.#become({ ...saved, tiles: blocks, outliers, moments: this.#moments });
     });
   }
 
@@ -384,28 +392,31 @@ export class CacheLayer {
   #remember(): (error?: unknown) => void {
     const state = this.#state();
     const undone = this.#undone.length;
-    for (const block of state.tiles) if (block) this.#hold(block);
+    const held = [...state.tiles, state.moments];
+    for (const block of held) if (block) this.#hold(block);
     return (error) => {
       // Later calls that were built on this one have been taken back with it.
       if (error !== undefined && this.#undone.length === undone) {
         this.#undone.push(error);
-        const dropped = this.#tiles;
+        const dropped = [...this.#tiles, this.#moments];
         this.#become(state);
         for (const block of dropped) this.#drop(block);
       } else {
-        for (const block of state.tiles) this.#drop(block);
+        for (const block of held) this.#drop(block);
       }
     };
   }
 
   #state(): LayerState {
-    const [tiles, outliers] = [this.#tiles.slice(), this.#outliers];
-    return { tiles, length: this.#length, firstKept: this.#firstKept, firstTail: this.#firstTail, outliers };
+    const [tiles, outliers, moments] = [this.#tiles.slice(), this.#outliers, this.#moments];
+    const [length, firstKept, firstTail] = [this.#length, this.#firstKept, this.#firstTail];
+    return { tiles, length, firstKept, firstTail, outliers, moments };
   }
 
-  #become({ tiles, length, firstKept, firstTail, outliers }: LayerState): void {
+  #become({ tiles, length, firstKept, firstTail, outliers, moments }: LayerState): void {
     this.#tiles = tiles;
     this.#outliers = outliers;
+    this.#moments = moments;
     this.#records = undefined;
     this.#length = length;
     this.#firstKept = firstKept;
@@ -536,7 +547,7 @@ export class CacheLayer {
   }
 
   #allocateMoments(): Block {
-    const block = this.store.allocateMoments!();
+    const block = this.store.allocateMoments();
     this.#blockBytes += block.bytes;
     return block;
   }

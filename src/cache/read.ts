@@ -7,12 +7,12 @@ import type { SavedLayer } from "./serialize.js";
 
 /**
  * K and V of all tokens of a layer, rotated back.
- * @param saved a layer of which no tile was let go
+ * @param tokens those of a layer of which no tile was let go
  */
 export async function readTiles(
   backend: Backend,
   layer: ResolvedLayer,
-  { tiles, outliers }: SavedLayer,
+  { tiles, outliers }: Pick<SavedLayer, "tiles" | "outliers">,
 ): Promise<KeysAndValues> {
   const width = layer.kvHeads * layer.headDim;
   const perTile = layer.layout.group * width;

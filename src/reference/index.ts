@@ -58,7 +58,6 @@ export function referenceBackend(): Backend {
 class ReferenceBackend implements Backend {
   readonly kind = "reference";
   readonly variant = "f64";
-  readonly refines = true;
   readonly tilesAtOnce = 1;
   readonly #blocks = new Set<Block>();
 

@@ -34,7 +34,6 @@ export async function openWasmBackend(options: {
 class WasmBackend implements Backend {
   readonly kind: BackendKind = "wasm";
   readonly variant: WasmVariant;
-  readonly refines = true;
   readonly tilesAtOnce: number;
   #kernels: Kernels | undefined;
   readonly #heap: Heap;

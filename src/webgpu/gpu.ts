@@ -214,6 +214,11 @@ export class Gpu {
     this.#enqueue((recorder) => recorder.copy(source, from, target, to, bytes));
   }
 
+  /** Adds to the present call that a part of a buffer, whole words, is filled with zeros. */
+  clear(buffer: GPUBuffer, offset: number, bytes: number): void {
+    this.#enqueue((recorder) => recorder.clear(buffer, offset, bytes));
+  }
+
   /** Puts data of a caller into a buffer, after all that is enqueued. Not with a caller's encoder. */
   write(target: GPUBuffer, offset: number, data: ArrayBufferView<ArrayBuffer>): void {
     const input = { data };
@@ -449,6 +454,11 @@ class Recorder {
   copy(source: GPUBuffer, from: number, target: GPUBuffer, to: number, bytes: number): void {
     this.#endPass();
     this.#commands().copyBufferToBuffer(source, from, target, to, bytes);
+  }
+
+  clear(buffer: GPUBuffer, offset: number, bytes: number): void {
+    this.#endPass();
+    this.#commands().clearBuffer(buffer, offset, bytes);
   }
 
   write(target: GPUBuffer, offset: number, data: ArrayBufferView<ArrayBuffer>): void {

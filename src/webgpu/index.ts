@@ -92,7 +92,6 @@ export function nameOf({ description, device, architecture, vendor }: AdapterInf
 export class WebGpuBackend implements Backend {
   readonly kind = "webgpu";
   readonly variant = VARIANT;
-  readonly refines = false;
   readonly tilesAtOnce = 64;
   readonly #gpu: Gpu;
   readonly #ownsDevice: boolean;

@@ -27,10 +27,31 @@ export function kernelOn(device: GPUDevice, name: string, constants: Constants):
   const key = `${name} ${JSON.stringify(constants)}`;
   let kernel = kernels.get(key);
   if (!kernel) {
-    const code = expandShader(name, sources, constants);
-    kernels.set(key, (kernel = makeKernel(device, code, name, name.replaceAll("-", "_"), constants)));
+    const make = (): Kernel => {
+      const code = expandShader(name, sources, constants);
+      return makeKernel(device, code, name, name.replaceAll("-", "_"), constants);
+    };
+    kernels.set(key, (kernel = name in sources ? make() : makeLater(make)));
   }
   return kernel;
+}
+
+/** A kernel that few callers need: the shaders of those are loaded when the first of them is asked for. */
+function makeLater(make: () => Kernel): Kernel {
+  const kernel: Kernel = { pipeline: undefined, refusal: undefined, made: load() };
+  return kernel;
+
+  async function load(): Promise<void> {
+    try {
+      addShaders((await import("./late-inlined.js")).shaders);
+      const made = make();
+      await made.made;
+      kernel.pipeline = made.pipeline;
+      kernel.refusal = made.refusal;
+    } catch (error) {
+      kernel.refusal = `shaders are not to be had: ${String(error)}`;
+    }
+  }
 }
 
 /** Makes the pipeline of expanded code. */

@@ -9,7 +9,7 @@ import type {
   TilePair,
   WriteTarget,
 } from "../backend.js";
-import { halfBytesPerToken } from "../bytes.js";
+import { halfBytesPerToken, momentBytes } from "../bytes.js";
 import { rotationBlock } from "../format.js";
 import { type GpuTensor, isGpuTensor, type TensorData } from "../tensor.js";
 import { attend, type ExactRun, type RecordRun } from "./attend.js";
@@ -17,6 +17,7 @@ import { encode } from "./encode.js";
 import { checkTokens } from "./finite.js";
 import { type Binding, floatBits, type Gpu, grid } from "./gpu.js";
 import { type GpuBlock, Pool } from "./pool.js";
+import { addQueries, factorQueries, type GpuQueries } from "./queries.js";
 import { recordConstants } from "./record.js";
 
 /** Bytes of a caller's K and V that are uploaded at a time. */
@@ -27,6 +28,7 @@ export class GpuStore implements Store {
   readonly #shape: StoreShape;
   readonly #exact: Pool;
   readonly #records: Pool;
+  readonly #moments: Pool;
   /** Bytes of one exact token. */
   readonly #tokenBytes: number;
   /** The encoded tiles that the last attention saw, as kernels want them. */
@@ -41,11 +43,12 @@ export class GpuStore implements Store {
     // Exact tiles are few, and take turns in the same room: more of it would stay unused.
     this.#exact = (beside ? beside.#exact : new Pool(gpu, "exact", () => false)).own(this);
     this.#records = (beside ? beside.#records : new Pool(gpu, "record", mayLeave)).own(this);
+    this.#moments = (beside ? beside.#moments : new Pool(gpu, "moments", () => false)).own(this);
     this.#tokenBytes = halfBytesPerToken(shape);
   }
 
   get slackBytes(): number {
-    return this.#exact.slackBytesOf(this) + this.#records.slackBytesOf(this);
+    return this.#pools.reduce((sum, pool) => sum + pool.slackBytesOf(this), 0);
   }
 
   get doubt(): Promise<void> | undefined {
@@ -59,6 +62,13 @@ export class GpuStore implements Store {
   allocateRecord(): Block {
     const { kvHeads, layout } = this.#shape;
     return this.#records.allocate(layout.group, kvHeads * layout.bytes);
+  }
+
+  allocateMoments(): Block {
+    const bytes = momentBytes(this.#shape);
+    const block = this.#moments.allocate(0, bytes);
+    this.#gpu.clear(block.buffer, block.offset, bytes);
+    return block;
   }
 
   free(block: Block): void {
@@ -78,7 +88,7 @@ export class GpuStore implements Store {
   }
 
   copy(source: Block, target: Block, tokens: number): void {
-    const bytes = tokens * this.#tokenBytes;
+    const bytes = source.kind === "moments" ? source.bytes : tokens * this.#tokenBytes;
     const [from, to] = [source as GpuBlock, target as GpuBlock];
     if (from.buffer !== to.buffer) {
       this.#gpu.copy(from.buffer, from.offset, to.buffer, to.offset, bytes);
@@ -90,7 +100,8 @@ export class GpuStore implements Store {
     this.#gpu.copy(between, 0, to.buffer, to.offset, bytes);
   }
 
-  encode(tiles: readonly TilePair[]): void {
+  encode(tiles: readonly TilePair[], moments?: Block): void {
+    const factors = moments && factorQueries(this.#gpu, this.#shape, moments as GpuBlock);
     const groups = groupBy(tiles, ({ exact, record }) => [
       (exact as GpuBlock).buffer,
       (record as GpuBlock).buffer,
@@ -99,8 +110,22 @@ export class GpuStore implements Store {
       const offsets = items.map(({ exact, record }) => {
         return { exact: (exact as GpuBlock).offset, record: (record as GpuBlock).offset };
       });
-      encode(this.#gpu, this.#shape, key[0], key[1], offsets);
+      encode(this.#gpu, this.#shape, key[0], key[1], offsets, factors);
     }
+  }
+
+  addQueries(moments: Block, q: TensorData, queryHeads: number): void {
+    const tokens = q.length / (queryHeads * this.#shape.headDim);
+    addQueries(this.#gpu, this.#shape, this.#queries(q, tokens, queryHeads), moments as GpuBlock);
+  }
+
+  async readMoments(block: Block): Promise<Float32Array> {
+    const { buffer, offset } = block as GpuBlock;
+    return new Float32Array((await this.#gpu.read(buffer, offset, momentBytes(this.#shape))).buffer);
+  }
+
+  writeMoments(block: Block, data: Float32Array): void {
+    this.#put(block as GpuBlock, data);
   }
 
   async readExact(block: Block, tokens: number): Promise<Uint16Array> {
@@ -152,7 +177,9 @@ export class GpuStore implements Store {
       request;
     const width = queryHeads * headDim;
     const shape = { kvHeads, queryHeads, headDim, layout };
-    const q = this.#source(request.q, "q", 0, queryTokens, width);
+    const q = this.#queries(request.q, queryTokens, queryHeads);
+    // First, as the output may lie where they do.
+    if (request.moments) addQueries(this.#gpu, this.#shape, q, request.moments() as GpuBlock);
     const bytes = queryTokens * width * 4;
     if (isGpuTensor(out)) this.#gpu.relyOnCaller();
     const result = isGpuTensor(out)
@@ -161,7 +188,7 @@ export class GpuStore implements Store {
     attend(this.#gpu, shape, {
       q: q.binding,
       qWord: q.word,
-      half: isHalf(request.q),
+      half: q.half,
       queryTokens,
       position,
       records: this.#recordRuns(request.records),
@@ -178,13 +205,20 @@ export class GpuStore implements Store {
   }
 
   trim(): void {
-    this.#exact.trim();
-    this.#records.trim();
+    for (const pool of this.#pools) pool.trim();
   }
 
   dispose(): void {
-    this.#exact.disown(this);
-    this.#records.disown(this);
+    for (const pool of this.#pools) pool.disown(this);
+  }
+
+  get #pools(): readonly Pool[] {
+    return [this.#exact, this.#records, this.#moments];
+  }
+
+  #queries(q: TensorData | GpuTensor, tokens: number, queryHeads: number): GpuQueries {
+    const source = this.#source(q, "q", 0, tokens, queryHeads * this.#shape.headDim);
+    return { ...source, half: isHalf(q), tokens, queryHeads };
   }
 
   /** Takes K or V of new tokens in, as many at a time as one upload or one binding holds. */
@@ -253,7 +287,7 @@ export class GpuStore implements Store {
     return this.#runs.runs;
   }
 
-  #put({ buffer, offset }: GpuBlock, data: Uint16Array | Uint8Array): void {
+  #put({ buffer, offset }: GpuBlock, data: Uint16Array | Uint8Array | Float32Array): void {
     this.#gpu.write(buffer, offset, data as Uint8Array<ArrayBuffer>);
   }
 }

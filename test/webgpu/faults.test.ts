@@ -185,6 +185,27 @@ describe.skipIf(!hasGpu)("a device without memory", () => {
     });
   });
 
+  it("refuses to take note of queries, and knows of those before", async () => {
+    const device = await openDevice();
+    await openOn(device, async (kvarn) => {
+      const refined = { ...config, encoder: "refined" } as const;
+      const cache = await filledCache(kvarn, refined, tokens, [64, 70]);
+      await expectRefused(cache, () => refusing(device, () => cache.attend(0, q)), "out-of-memory", refused);
+      expect(cache.memory().queryBytes).toBe(0);
+      await cache.attend(0, q);
+
+      const fork = cache.fork();
+      await expectRefused(fork, () => refusing(device, () => fork.attend(0, q)), "out-of-memory", refused);
+      await fork.attend(0, q);
+      const expected = await filledCache(kvarn, refined, tokens, [64, 70]);
+      await expected.attend(0, q);
+      expectSame(await cache.serialize(), await expected.serialize());
+      await expected.attend(0, q);
+      expectSame(await fork.serialize(), await expected.serialize());
+      for (const one of [cache, fork, expected]) one.dispose();
+    });
+  });
+
   it("is not relied on any more once it refuses what needs no new memory", async () => {
     const device = await openDevice();
     await openOn(device, async (kvarn) => {

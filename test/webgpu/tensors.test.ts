@@ -159,6 +159,25 @@ describe.skipIf(!hasGpu)("tensors on a GPU", async () => {
     }
   });
 
+  it.each(["f32", "f16"] as const)("are taken note of as queries, %s", async (type) => {
+    const refined = { ...config, encoder: "refined" } as const;
+    const [cache, expected] = [kvarn.createCache(refined), kvarn.createCache(refined)];
+    for (const one of [cache, expected]) await one.append(0, ...tokens.slice(0, 200));
+    const data = type === "f32" ? q : halves(q);
+    const onGpu = upload(data, shape.queryHeads * shape.headDim, 12);
+    await cache.attend(0, onGpu);
+    await expected.attend(0, data);
+    // What comes of them may take their place.
+    const inPlace = type === "f32" ? onGpu : emptyOut(2);
+    const commandEncoder = device.createCommandEncoder();
+    await cache.attend(0, onGpu, { out: inPlace, commandEncoder });
+    device.queue.submit([commandEncoder.finish()]);
+    expectSame(await download(inPlace), await expected.attend(0, data));
+    await Promise.all([cache.flush(), expected.flush()]);
+    expect(cache.memory().queryBytes).toBe(2 * 32 * 32 * 4);
+    expectSame(await cache.serialize(), await expected.serialize());
+  });
+
   it("go with a caller's encoder over so many records that working buffers grow on the way", async () => {
     const cache = await arrayCache(kvarn, "f32", 64);
     // The table of their places just fills the least buffer, and more tables follow.
