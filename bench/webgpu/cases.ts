@@ -1,5 +1,12 @@
 /** What is timed on a GPU. */
-import { type GpuTensor, type Kvarn, type KvarnCache, parsePreset, recordLayout } from "../../src/index.js";
+import {
+  type Encoder,
+  type GpuTensor,
+  type Kvarn,
+  type KvarnCache,
+  parsePreset,
+  recordLayout,
+} from "../../src/index.js";
 import { rotationBlock } from "../../src/format.js";
 import { floatBits, grid } from "../../src/webgpu/gpu.js";
 import { Source } from "../data.js";
@@ -148,28 +155,11 @@ export function encodeCase(preset: string, targets: Targets): GpuCase {
   return {
     name: "encode",
     case: of,
-    async run({ kvarn, timer }) {
-      const source = new Source(7);
-      const context = Math.min(16_384, timer.effort.mostTokens) + group;
-      const prompt = kvarn.createCache({ ...HEADS, preset, layers: 1 });
-      const all = source.tokens(context, kvHeads, headDim);
-      await prompt.append(0, all.k, all.v);
-      const { k, v } = source.tokens(1, kvHeads, headDim);
-      const [key, value] = [upload(timer, k, WIDTH), upload(timer, v, WIDTH)];
-      const before = prompt.memory();
-      const forks: KvarnCache[] = [];
-      const encode = await timer.time(
-        async (_, commandEncoder) => {
-          const fork = prompt.fork();
-          await fork.append(0, key, value, { commandEncoder });
-          forks.push(fork);
-        },
-        { calls: 1, afterwards: () => forks.pop()!.dispose() },
-      );
-      prompt.dispose();
-      const tiles = 2 * kvHeads * (Math.floor(context / group) - 1);
+    async run(setting) {
+      const { timer } = setting;
+      const { time: encode, tiles, tailBytes } = await timeEncoding(setting, preset);
       const { bytes: recordBytes } = recordLayout(parsePreset(preset), headDim);
-      const copy = (before.tailBytes + (tiles / 2) * recordBytes) / (await timer.copyRate());
+      const copy = (tailBytes + (tiles / 2) * recordBytes) / (await timer.copyRate());
       const rotate = await timeRotation(timer, tiles * group);
       const line = (name: string, other: number, against: string): Line => {
         const rate = (time: number) => (1e6 * tiles) / time;
@@ -184,6 +174,91 @@ export function encodeCase(preset: string, targets: Targets): GpuCase {
       ];
     },
   };
+}
+
+/** The same by the refined encoder beside the strict one, for queries seen or for none. */
+export function refineCase(preset: string, byQueries: boolean, targets: Targets): GpuCase {
+  const name = "refine";
+  const of = `${preset} d${headDim}${byQueries ? " by queries" : ""}`;
+  return {
+    name,
+    case: of,
+    async run(setting) {
+      const refined = await timeEncoding(setting, preset, { encoder: "refined", queries: byQueries ? 1 : 0 });
+      const strict = await timeEncoding(setting, preset);
+      const rate = ({ time, tiles }: Encoded) => (1e6 * tiles) / time;
+      return [
+        {
+          ...{ name, ...OURS, case: of, value: rate(refined), unit: "tiles/s", baseline: rate(strict) },
+          ...{
+            ratio: refined.time / strict.time,
+            against: "itself, strict",
+            ratioUnit: "x time",
+            ...targets,
+          },
+        },
+      ];
+    },
+  };
+}
+
+/** One query token of a cache that takes note of queries beside one that does not. */
+export function noteCase(preset: string, context: number): GpuCase {
+  const name = "attend refined";
+  const of = describe(preset, context + TAIL);
+  return {
+    name,
+    case: of,
+    async run(setting) {
+      const tokens = Math.min(context, setting.timer.effort.mostTokens);
+      const { time: value } = await timeAttend(setting, preset, tokens, "refined");
+      const { time: baseline } = await timeAttend(setting, preset, tokens);
+      return [
+        {
+          ...{ name, ...OURS, case: of, value, unit: "us", baseline, ratio: value / baseline },
+          ...{ against: "itself, strict", ratioUnit: "x time" },
+        },
+      ];
+    },
+  };
+}
+
+interface Encoded {
+  /** us */
+  readonly time: number;
+  /** Of K and of V. */
+  readonly tiles: number;
+  /** Of the tiles, before. */
+  readonly tailBytes: number;
+}
+
+/** @param queries tokens that have attended before */
+async function timeEncoding(
+  { kvarn, timer }: GpuSetting,
+  preset: string,
+  { encoder = "strict", queries = 0 }: { encoder?: Encoder; queries?: number } = {},
+): Promise<Encoded> {
+  const { group } = parsePreset(preset);
+  const source = new Source(7);
+  const context = Math.min(16_384, timer.effort.mostTokens) + group;
+  const prompt = kvarn.createCache({ ...HEADS, preset, encoder, layers: 1 });
+  const all = source.tokens(context, kvHeads, headDim);
+  await prompt.append(0, all.k, all.v);
+  if (queries > 0) await prompt.attend(0, new Source(6).rows(queries * queryHeads, headDim));
+  const { k, v } = source.tokens(1, kvHeads, headDim);
+  const [key, value] = [upload(timer, k, WIDTH), upload(timer, v, WIDTH)];
+  const { tailBytes } = prompt.memory();
+  const forks: KvarnCache[] = [];
+  const time = await timer.time(
+    async (_, commandEncoder) => {
+      const fork = prompt.fork();
+      await fork.append(0, key, value, { commandEncoder });
+      forks.push(fork);
+    },
+    { calls: 1, afterwards: () => forks.pop()!.dispose() },
+  );
+  prompt.dispose();
+  return { time, tiles: 2 * kvHeads * (Math.floor(context / group) - 1), tailBytes };
 }
 
 /** The package's rotation of as many rows, in place. */
@@ -205,9 +280,10 @@ async function timeAttend(
   { kvarn, timer }: GpuSetting,
   preset: string,
   context: number,
+  encoder: Encoder = "strict",
 ): Promise<{ time: number; recordBytes: number }> {
   const q = upload(timer, new Source(6).rows(queryHeads, headDim), queryHeads * headDim);
-  const first = await fill(kvarn, preset, context, TAIL);
+  const first = await fill(kvarn, preset, context, TAIL, encoder);
   const { recordBytes } = first.memory();
   const caches = [first];
   while (caches.length < timer.turns(recordBytes)) {
@@ -237,8 +313,14 @@ async function timeF16(timer: GpuTimer, tokens: number, sideBytes: number): Prom
 }
 
 /** A cache of one layer: `tokens` tokens, encoded as far as possible, and others appended at once, which stay exact. */
-async function fill(kvarn: Kvarn, preset: string, tokens: number, exact: number): Promise<KvarnCache> {
-  const cache = kvarn.createCache({ ...HEADS, preset, layers: 1 });
+async function fill(
+  kvarn: Kvarn,
+  preset: string,
+  tokens: number,
+  exact: number,
+  encoder: Encoder = "strict",
+): Promise<KvarnCache> {
+  const cache = kvarn.createCache({ ...HEADS, preset, encoder, layers: 1 });
   const { k, v } = new Source(7).tokens(Math.min(CHUNK, tokens), kvHeads, headDim);
   for (let left = tokens; left > 0; left -= CHUNK) {
     const length = Math.min(CHUNK, left) * WIDTH;

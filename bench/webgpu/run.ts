@@ -1,7 +1,7 @@
 /**
  * The public calls on a GPU, by its own clock: attention of one token beside attention over an uncompressed cache in binary16 and
- * beside peers, of many tokens beside the same over exact ones, encoding beside a rotation of the same tiles, and the first and
- * the last beside the time that the same device takes to copy.
+ * beside peers, of many tokens beside the same over exact ones, encoding beside a rotation of the same tiles, the refined encoder
+ * beside the strict one, and attention of one token and encoding beside the time that the same device takes to copy.
  */
 import { type Kvarn, KvarnError, openKvarn } from "../../src/index.js";
 import { describeAdapter, findAdapter, findGpu, makeDawn, openDevice } from "../../src/webgpu/adapter.js";
@@ -9,7 +9,15 @@ import { nameOf } from "../../src/webgpu/index.js";
 import { onnxruntimeGpuPeers } from "../peers/onnxruntime-webgpu.js";
 import { Refusals } from "../peers/refusals.js";
 import { type Line, type Report, titleOf } from "../report.js";
-import { attendCase, encodeCase, type GpuCase, prefillCase, presetCase } from "./cases.js";
+import {
+  attendCase,
+  encodeCase,
+  type GpuCase,
+  noteCase,
+  prefillCase,
+  presetCase,
+  refineCase,
+} from "./cases.js";
 import { openPeerDevice } from "./device.js";
 import { type GpuEffort, GpuTimer } from "./timer.js";
 
@@ -29,6 +37,10 @@ export const gpuCases: readonly GpuCase[] = [
   prefillCase("k4v2_g128", 8, 8_192),
   prefillCase("k4v2_g128", 512, 8_192, { gate: { most: 1.3 }, aim: { most: 1 } }),
   encodeCase("k4v2_g128", { gate: { most: 12 }, aim: { most: 6 } }),
+  refineCase("k2v2_g128", false, { gate: { most: 3 } }),
+  refineCase("k2v2_g128", true, { gate: { most: 6 } }),
+  refineCase("k4v4_g128", true, { gate: { most: 6 } }),
+  noteCase("k4v2_g128", 4_096),
 ];
 
 /**
