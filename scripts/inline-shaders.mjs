@@ -43,6 +43,7 @@ function slim(source) {
       line
         .trim()
         .replace(/(^|\s)\/\/(?!# ).*$/, "")
+        .replace(/ \{$/, "{")
         .trim(),
     )
     .filter((line) => line !== "")

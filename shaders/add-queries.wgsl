@@ -27,6 +27,7 @@ struct Params {
 //# include attend-rows
 //# include attend-queries
 
+const LEAST_NORMAL = 0x00800000u;
 const INFINITE = 0x7f800000u;
 
 // Bits of the largest magnitude of each row: of numbers that are not negative, they are ordered as the numbers are.
@@ -35,7 +36,8 @@ var<workgroup> largest: array<atomic<u32>, 4>;
 var<workgroup> squares: array<vec4f, 64>;
 var<workgroup> eighths: array<vec4f, 8>;
 
-// Divides the rows by their largest magnitude, so that squares stay in range; one that is not finite becomes zeros.
+// Divides the rows by their largest magnitude, so that squares stay in range. One that is not finite becomes zeros, and one of
+// less than normal numbers, for which division need not be right.
 fn scaleRows(lane: u32) {
   if (lane < 4u) {
     atomicStore(&largest[lane], 0u);
@@ -54,7 +56,7 @@ fn scaleRows(lane: u32) {
     atomicLoad(&largest[2]),
     atomicLoad(&largest[3]),
   );
-  let counts = (most > vec4u(0u)) & (most < vec4u(INFINITE));
+  let counts = (most >= vec4u(LEAST_NORMAL)) & (most < vec4u(INFINITE));
   let divisor = select(vec4f(1.0), bitcast<vec4f>(most), counts);
   for (var i = lane; i < D; i += 64u) {
     row[i] = select(vec4f(0.0), row[i] / divisor, counts);

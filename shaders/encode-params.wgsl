@@ -27,3 +27,24 @@ const HALF_MAX = 65504.0;
 
 // Words from the start of `records` to the record.
 var<private> record: u32;
+
+// Binary16 numbers from the start of `exact` to the tile's first row and column, and from one row and column to the next.
+var<private> tileStart: u32;
+var<private> rowStep: u32;
+var<private> columnStep: u32;
+
+// Finds where a tile and a KV head's record lie.
+fn openRecord(job: u32) {
+  let tile = tiles[job / params.kvHeads];
+  let head = job % params.kvHeads;
+  record = tile.y + head * params.recordWords;
+  //# if KEYS
+  rowStep = 1u;
+  columnStep = 2u * params.kvHeads * ROWS;
+  tileStart = 2u * tile.x + head * ROWS;
+  //# else
+  rowStep = 2u * params.kvHeads * COLUMNS;
+  columnStep = 1u;
+  tileStart = 2u * tile.x + (params.kvHeads + head) * COLUMNS;
+  //# end
+}

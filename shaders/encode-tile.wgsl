@@ -7,11 +7,8 @@ override KEYS: bool;
 //# include half
 //# include normalization
 
-// Binary16 numbers from the start of `exact` to the invocation's patch, and from one row and column to the
-// next.
+// Binary16 numbers from the start of `exact` to the invocation's patch.
 var<private> patchStart: u32;
-var<private> rowStep: u32;
-var<private> columnStep: u32;
 
 fn readRow(k: u32) {
   var at = patchStart + 16u * k * rowStep;
@@ -68,26 +65,17 @@ fn openRow_r(block: u32) {
 
 // Sets the invocation's patch, and where the record lies, for a tile and KV head.
 fn openTile(job: u32, invocation: u32) {
-  let tile = tiles[job / params.kvHeads];
-  let head = job % params.kvHeads;
-  record = tile.y + head * params.recordWords;
-
+  openRecord(job);
   // Neighbouring invocations have neighbouring channels.
   index = invocation;
   //# if KEYS
   rowLane = index % 16u;
   columnLane = index / 16u;
-  rowStep = 1u;
-  columnStep = 2u * params.kvHeads * ROWS;
-  patchStart = 2u * tile.x + head * ROWS;
   //# else
   rowLane = index / 16u;
   columnLane = index % 16u;
-  rowStep = 2u * params.kvHeads * COLUMNS;
-  columnStep = 1u;
-  patchStart = 2u * tile.x + (params.kvHeads + head) * COLUMNS;
   //# end
-  patchStart += rowLane * rowStep + columnLane * (COLUMNS / 16u) * columnStep;
+  patchStart = tileStart + rowLane * rowStep + columnLane * (COLUMNS / 16u) * columnStep;
   //# if KEPT
   keepTile();
   //# end

@@ -43,7 +43,7 @@ fn factor_queries(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation
   for (var i = 0u; i < D; i++) {
     trace += moments[ofHead + i * D + i];
   }
-  // Each query adds 1. Of what a saved cache may hold, this can be all.
+  // Each query adds 1: less is of none.
   var isFactored = counts(trace);
   let weight = QUERY_WEIGHT * f32(D) / trace;
 

@@ -16,8 +16,8 @@ var<workgroup> eight: array<vec4f, EIGHT>;
 var<private> factor: u32;
 var<private> tileErrors: u32;
 
-fn openFactor(job: u32, head: u32) {
-  factor = head * (ROWS * ROWS / 4u);
+fn openFactor(job: u32) {
+  factor = job % params.kvHeads * (ROWS * ROWS / 4u);
   tileErrors = job * ROWS * FOURS + lane;
 }
 

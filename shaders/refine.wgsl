@@ -44,11 +44,6 @@ var<workgroup> quarters: array<vec2f, 4>;
 var<private> lane: u32;
 // Whether the invocation's columns are columns of the tile.
 var<private> isOwner: bool;
-// Binary16 numbers from the start of `exact` to the tile's first row and column, and from one to the next.
-var<private> tileStart: u32;
-var<private> rowStep: u32;
-var<private> columnStep: u32;
-
 // Of the row: its lowest value, scale and zero point.
 var<private> lowest: f32;
 var<private> scale: f32;
@@ -201,22 +196,11 @@ fn refine(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) 
     return;
   }
   let firstRow = number % (ROWS / SPAN) * SPAN;
-  let tile = tiles[job / params.kvHeads];
-  let head = job % params.kvHeads;
-  record = tile.y + head * params.recordWords;
+  openRecord(job);
   lane = invocation;
   isOwner = lane < FOURS;
-  //# if KEYS
-  rowStep = 1u;
-  columnStep = 2u * params.kvHeads * ROWS;
-  tileStart = 2u * tile.x + head * ROWS;
-  //# else
-  rowStep = 2u * params.kvHeads * COLUMNS;
-  columnStep = 1u;
-  tileStart = 2u * tile.x + (params.kvHeads + head) * COLUMNS;
-  //# end
   //# if FACTORED
-  openFactor(job, head);
+  openFactor(job);
   //# end
 
   for (var i = lane; i < STREAM_WORDS; i += THREADS) {
@@ -264,7 +248,7 @@ fn refine(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) 
     workgroupBarrier();
     let lengths = quarters[0] + quarters[1] + quarters[2] + quarters[3];
     // At first nothing is owed.
-    let limit = sqrt(lengths.x / max(lengths.y, 1e-30)) / f32(2u << BITS);
+    let limit = sqrt(lengths.x / max(lengths.y, 1e-20)) / f32(2u << BITS);
     value -= min(TOKEN_SHARE, limit) * owed;
     //# end
 

@@ -189,7 +189,7 @@ export interface Store {
    * tokens of the blocks stay as they are. What lies on a GPU is not checked.
    */
   write(targets: readonly WriteTarget[], k: TensorData | GpuTensor, v: TensorData | GpuTensor): void;
-  /** Copies the first `tokens` tokens of one exact block to another. */
+  /** Copies the first `tokens` tokens of one exact block to another, or all of one block of moments. */
   copy(source: Block, target: Block, tokens: number): void;
   /** @param moments of the queries seen, for `encoder: "refined"` */
   encode(tiles: readonly TilePair[], moments?: Block): void;

@@ -59,6 +59,7 @@ export class CacheLayer {
   #records: { readonly from: number; readonly segments: readonly Segment[] } | undefined;
   /** Why the layer was put back to what it was before a call, each time. */
   readonly #undone: unknown[] = [];
+  #isDisposed = false;
 
   constructor(
     config: ResolvedLayer,
@@ -340,6 +341,7 @@ export class CacheLayer {
   }
 
   dispose(): void {
+    this.#isDisposed = true;
     this.cut(0);
     for (const block of this.#spare.splice(0)) this.#free(block);
     if (this.#moments) this.#drop(this.#moments);
@@ -396,7 +398,7 @@ export class CacheLayer {
     for (const block of held) if (block) this.#hold(block);
     return (error) => {
       // Later calls that were built on this one have been taken back with it.
-      if (error !== undefined && this.#undone.length === undone) {
+      if (error !== undefined && this.#undone.length === undone && !this.#isDisposed) {
         this.#undone.push(error);
         const dropped = [...this.#tiles, this.#moments];
         this.#become(state);

@@ -47,7 +47,7 @@ export function encode(
     const dispatch = (name: string, constants: Constants, parts = 1, more: readonly Binding[] = []) => {
       const groups = grid(count * parts);
       gpu.dispatch({
-        kernel: gpu.kernel(name, { KEYS: Number(keys), BITS: bits, ...constants }),
+        kernel: gpu.kernel(name, { KEYS: Number(keys), ...constants }),
         params: [count, groups[0], kvHeads, iterations, layout.bytes / 4, ...fields.map((byte) => byte / 4)],
         bindings: [{ buffer: exact }, { buffer: records }, table, ...more],
         groups,
@@ -55,7 +55,7 @@ export function encode(
     };
     const tile = patch(rows, columns, kept);
     if (encoder === "strict") {
-      dispatch("encode", tile);
+      dispatch("encode", { BITS: bits, ...tile });
       return;
     }
     dispatch("refine-columns", tile);
@@ -67,7 +67,8 @@ export function encode(
       FACTORED: Number(known.length > 0),
       ROWS: rows,
       COLUMNS: columns,
-      // See the reference's `refine`.
+      BITS: bits,
+      // Those of `keyRanges` in the reference, which would bring much along.
       RANGES: keys && bits > 2 ? 1 : 4,
       SPAN: span,
       THREADS: Math.ceil(columns / 128) * 32,

@@ -120,7 +120,7 @@ export class Gpu {
   moves = 0;
   readonly #scratch = new Map<string, GPUBuffer>();
   readonly #idleReaders: GPUBuffer[] = [];
-  readonly #params: GPUBuffer;
+  #params: GPUBuffer;
   #nextSlot = 0;
   #current: Call | undefined;
   #last: Call | undefined;
@@ -139,7 +139,7 @@ export class Gpu {
     const { maxStorageBufferBindingSize, maxBufferSize } = device.limits;
     this.software = describeAdapter(device.adapterInfo).software;
     this.mostBytes = Math.min(maxStorageBufferBindingSize, maxBufferSize, MOST_BYTES);
-    this.#params = this.#makeBuffer(SLOT_BYTES * SLOTS, GPUBufferUsage.UNIFORM | GPUBufferUsage.COPY_DST);
+    this.#params = this.#makeParams();
     void device.lost.then(({ message, reason }) => {
       this.#failure = { code: "device-lost", message: `the GPU device was lost: ${message || reason}` };
     });
@@ -288,6 +288,12 @@ export class Gpu {
     this.#scratch.clear();
   }
 
+  /** For the recorder: leaves what it has put so far as it is, for a caller's encoder that is not submitted yet. */
+  keepParams(): void {
+    this.retire(this.#params);
+    this.#params = this.#makeParams();
+  }
+
   /** For the recorder: words that kernels read as their uniform. */
   putParams(words: readonly number[]): Binding {
     const offset = this.#nextSlot * SLOT_BYTES;
@@ -359,6 +365,10 @@ export class Gpu {
       align(bytes),
     );
     return this.#makeBuffer(size, GPUBufferUsage.MAP_READ | GPUBufferUsage.COPY_DST);
+  }
+
+  #makeParams(): GPUBuffer {
+    return this.#makeBuffer(SLOT_BYTES * SLOTS, GPUBufferUsage.UNIFORM | GPUBufferUsage.COPY_DST);
   }
 
   #makeBuffer(size: number, usage: number): GPUBuffer {
@@ -437,7 +447,11 @@ class Recorder {
 
   dispatch({ kernel, params, bindings, groups: [x, y = 1, z = 1] }: Dispatch): void {
     // Uniforms are written ahead of what is recorded, so their places must not come round again before it is submitted.
-    if (this.#dispatches === SLOTS) this.submit();
+    if (this.#dispatches === SLOTS) {
+      if (this.#own) this.submit();
+      else this.#gpu.keepParams();
+      this.#dispatches = 0;
+    }
     this.#dispatches++;
     const pipeline = kernel.pipeline!;
     const resources = [this.#gpu.putParams(params), ...bindings];

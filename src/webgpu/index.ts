@@ -12,6 +12,7 @@ import {
 } from "./adapter.js";
 import { normalize, pack } from "./encode.js";
 import { type Binding, floatBits, Gpu, grid } from "./gpu.js";
+import { loadLateShaders } from "./kernel.js";
 import { GpuStore } from "./store.js";
 
 export type { AdapterInfo } from "./adapter.js";
@@ -115,10 +116,11 @@ export class WebGpuBackend implements Backend {
     });
   }
 
-  normalize(tiles: Float32Array, shape: TileShape, iterations: number, out: Normalized): Promise<void> {
+  async normalize(tiles: Float32Array, shape: TileShape, iterations: number, out: Normalized): Promise<void> {
+    await loadLateShaders();
     const { rows, columns, count } = shape;
     const size = rows * columns;
-    return this.#inParts(count, 4 * size, async (from, count) => {
+    await this.#inParts(count, 4 * size, async (from, count) => {
       const input = this.#input("x", tiles.subarray(from * size, (from + count) * size));
       const balanced = this.#output("balanced", 4 * count * size);
       const rowScale = this.#output("rowScale", 4 * count * rows);
@@ -131,11 +133,12 @@ export class WebGpuBackend implements Backend {
     });
   }
 
-  pack(balanced: Float32Array, shape: TileShape, bits: number, out: Packed): Promise<void> {
+  async pack(balanced: Float32Array, shape: TileShape, bits: number, out: Packed): Promise<void> {
+    await loadLateShaders();
     const { rows, columns, count } = shape;
     const size = rows * columns;
     const packed = (size * bits) / 8;
-    return this.#inParts(count, 4 * size, async (from, count) => {
+    await this.#inParts(count, 4 * size, async (from, count) => {
       const input = this.#input("x", balanced.subarray(from * size, (from + count) * size));
       const codes = this.#output("codes", count * packed);
       const scale = this.#output("scale", 4 * count * rows);
@@ -148,12 +151,13 @@ export class WebGpuBackend implements Backend {
     });
   }
 
-  unpackCodes(codes: Uint8Array, shape: TileShape, bits: number, out: Uint8Array): Promise<void> {
+  async unpackCodes(codes: Uint8Array, shape: TileShape, bits: number, out: Uint8Array): Promise<void> {
+    await loadLateShaders();
     const { rows, columns, count } = shape;
     const size = rows * columns;
     const packed = (size * bits) / 8;
     const kernel = this.#gpu.kernel("unpack", { BITS: bits, COLUMNS: columns, RAW: 1 });
-    return this.#inParts(count, size, async (from, count) => {
+    await this.#inParts(count, size, async (from, count) => {
       const input = this.#input("codes", codes.subarray(from * packed, (from + count) * packed));
       const raw = this.#output("raw", count * size);
       this.#unpack(kernel, (count * size) / 4, [input, raw]);
@@ -161,12 +165,13 @@ export class WebGpuBackend implements Backend {
     });
   }
 
-  unpack(packed: Packed, shape: TileShape, bits: number, out: Float32Array): Promise<void> {
+  async unpack(packed: Packed, shape: TileShape, bits: number, out: Float32Array): Promise<void> {
+    await loadLateShaders();
     const { rows, columns, count } = shape;
     const size = rows * columns;
     const bytes = (size * bits) / 8;
     const kernel = this.#gpu.kernel("unpack", { BITS: bits, COLUMNS: columns, RAW: 0 });
-    return this.#inParts(count, 4 * size, async (from, count) => {
+    await this.#inParts(count, 4 * size, async (from, count) => {
       const codes = this.#input("codes", packed.codes.subarray(from * bytes, (from + count) * bytes));
       const scale = this.#input("scale", packed.scale.subarray(from * rows, (from + count) * rows));
       const zero = this.#input("zero", packed.zero.subarray(from * rows, (from + count) * rows));

@@ -1,4 +1,5 @@
 /** Pipelines, made once for a device and a shape, whoever asks. */
+import { KvarnError } from "../errors.js";
 import { shaders } from "./inlined.js";
 import { type Constants, expandShader, setOverrides } from "./shader.js";
 
@@ -13,9 +14,27 @@ export interface Kernel {
 
 const sources: Record<string, string> = { ...shaders };
 
-/** Adds shaders that are loaded only where they can be used. */
+/** Adds shaders that are loaded only where they are needed. */
 export function addShaders(more: Readonly<Record<string, string>>): void {
   Object.assign(sources, more);
+}
+
+let late: Promise<void> | undefined;
+
+/**
+ * Loads the shaders that few callers need: those of the refined encoder and of single kernels.
+ * @throws {KvarnError} `backend-unavailable` where they are not to be had, for now
+ */
+export function loadLateShaders(): Promise<void> {
+  return (late ??= import("./late-inlined.js").then(
+    ({ shaders }) => addShaders(shaders),
+    (cause: unknown) => {
+      late = undefined;
+      throw new KvarnError("backend-unavailable", `a part of kvarn could not be loaded: ${String(cause)}`, {
+        cause,
+      });
+    },
+  ));
 }
 
 const kernelsOf = new WeakMap<GPUDevice, Map<string, Kernel>>();
@@ -31,26 +50,32 @@ export function kernelOn(device: GPUDevice, name: string, constants: Constants):
       const code = expandShader(name, sources, constants);
       return makeKernel(device, code, name, name.replaceAll("-", "_"), constants);
     };
-    kernels.set(key, (kernel = name in sources ? make() : makeLater(make)));
+    const forget = (): boolean => kernels.delete(key);
+    kernels.set(key, (kernel = name in sources ? make() : makeLater(make, forget)));
   }
   return kernel;
 }
 
-/** A kernel that few callers need: the shaders of those are loaded when the first of them is asked for. */
-function makeLater(make: () => Kernel): Kernel {
+/**
+ * A kernel whose shader is still to be loaded.
+ * @param forget called where it is not to be had, so that whoever asks next tries again
+ */
+function makeLater(make: () => Kernel, forget: () => void): Kernel {
   const kernel: Kernel = { pipeline: undefined, refusal: undefined, made: load() };
   return kernel;
 
   async function load(): Promise<void> {
     try {
-      addShaders((await import("./late-inlined.js")).shaders);
-      const made = make();
-      await made.made;
-      kernel.pipeline = made.pipeline;
-      kernel.refusal = made.refusal;
+      await loadLateShaders();
     } catch (error) {
-      kernel.refusal = `shaders are not to be had: ${String(error)}`;
+      kernel.refusal = (error as Error).message;
+      forget();
+      return;
     }
+    const made = make();
+    await made.made;
+    kernel.pipeline = made.pipeline;
+    kernel.refusal = made.refusal;
   }
 }
 

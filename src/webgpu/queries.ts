@@ -4,6 +4,9 @@ import { rotationBlock } from "../format.js";
 import { type Binding, floatBits, type Gpu } from "./gpu.js";
 import type { GpuBlock } from "./pool.js";
 
+/** Rows of a KV head that one dispatch goes through, one after another: a GPU that takes too long for one is lost. */
+const ROWS_AT_ONCE = 4096;
+
 /** Queries of a call as kernels see them: `[tokens, queryHeads, headDim]`, not rotated. */
 export interface GpuQueries {
   readonly binding: Binding;
@@ -35,15 +38,16 @@ export function addQueries(
   moments: GpuBlock,
 ): void {
   const headsPerKvHead = queryHeads / kvHeads;
-  gpu.dispatch({
-    kernel: gpu.kernel("add-queries", {
-      D: headDim,
-      BLOCK: rotationBlock(headDim),
-      ROWS: 4,
-      HALF: Number(half),
-    }),
-    params: [word, tokens * headsPerKvHead, queryHeads, headsPerKvHead, floatBits(1), moments.offset / 4],
-    bindings: [binding, { buffer: moments.buffer }],
-    groups: [headDim / 16, headDim / 16, kvHeads],
-  });
+  const constants = { D: headDim, BLOCK: rotationBlock(headDim), ROWS: 4, HALF: Number(half) };
+  const tokenWords = (queryHeads * headDim) / (half ? 2 : 1);
+  const most = Math.ceil(ROWS_AT_ONCE / headsPerKvHead);
+  for (let token = 0; token < tokens; token += most) {
+    const rows = Math.min(most, tokens - token) * headsPerKvHead;
+    gpu.dispatch({
+      kernel: gpu.kernel("add-queries", constants),
+      params: [word + token * tokenWords, rows, queryHeads, headsPerKvHead, floatBits(1), moments.offset / 4],
+      bindings: [binding, { buffer: moments.buffer }],
+      groups: [headDim / 16, headDim / 16, kvHeads],
+    });
+  }
 }

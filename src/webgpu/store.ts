@@ -16,11 +16,12 @@ import { attend, type ExactRun, type RecordRun } from "./attend.js";
 import { encode } from "./encode.js";
 import { checkTokens } from "./finite.js";
 import { type Binding, floatBits, type Gpu, grid } from "./gpu.js";
+import { loadLateShaders } from "./kernel.js";
 import { type GpuBlock, Pool } from "./pool.js";
 import { addQueries, factorQueries, type GpuQueries } from "./queries.js";
 import { recordConstants } from "./record.js";
 
-/** Bytes of a caller's K and V that are uploaded at a time. */
+/** Bytes of a caller's K and V, or queries to encode by, that are uploaded at a time. */
 const UPLOAD_BYTES = 1 << 24;
 
 export class GpuStore implements Store {
@@ -45,6 +46,8 @@ export class GpuStore implements Store {
     this.#records = (beside ? beside.#records : new Pool(gpu, "record", mayLeave)).own(this);
     this.#moments = (beside ? beside.#moments : new Pool(gpu, "moments", () => false)).own(this);
     this.#tokenBytes = halfBytesPerToken(shape);
+    // Whoever needs them waits for them, and says so where they are not to be had.
+    if (shape.encoder === "refined") loadLateShaders().catch(() => {});
   }
 
   get slackBytes(): number {
@@ -115,8 +118,13 @@ export class GpuStore implements Store {
   }
 
   addQueries(moments: Block, q: TensorData, queryHeads: number): void {
-    const tokens = q.length / (queryHeads * this.#shape.headDim);
-    addQueries(this.#gpu, this.#shape, this.#queries(q, tokens, queryHeads), moments as GpuBlock);
+    const width = queryHeads * this.#shape.headDim;
+    const most = Math.max(1, Math.floor(UPLOAD_BYTES / (width * q.BYTES_PER_ELEMENT)));
+    for (let from = 0; from < q.length; from += most * width) {
+      const some = q.subarray(from, from + most * width);
+      const queries = this.#queries(some, some.length / width, queryHeads);
+      addQueries(this.#gpu, this.#shape, queries, moments as GpuBlock);
+    }
   }
 
   async readMoments(block: Block): Promise<Float32Array> {

@@ -73,20 +73,28 @@ it.skipIf(!hasGpu)("calls that wait for pipelines keep their buffers when the ca
   }),
 );
 
-it.skipIf(!hasGpu)(
-  "a call of more dispatches than there is room for gives each its own parameters",
-  async () => {
-    const gpu = new Gpu(sharedDevice());
+it.skipIf(!hasGpu).each(["its own encoder", "a caller's"])(
+  "a call of more dispatches than there is room for gives each its own parameters, in %s",
+  async (whose) => {
+    const device = sharedDevice();
+    const gpu = new Gpu(device);
     const count = 1000;
     const buffer = bufferOf(gpu, new Float32Array(count * 64).fill(1));
-    const data = await runOn(gpu, () => {
+    const dispatchAll = () => {
       const kernel = gpu.kernel("rotate", { D: 16, BLOCK: 16 });
       for (let i = 0; i < count; i++) {
         const bindings = [{ buffer, offset: i * 256, size: 256 }];
         gpu.dispatch({ kernel, params: [1, floatBits(i)], bindings, groups: [1] });
       }
-      return gpu.read(buffer, 0, count * 256);
-    });
+    };
+    if (whose === "its own encoder") {
+      await runOn(gpu, dispatchAll);
+    } else {
+      const encoder = device.createCommandEncoder();
+      await gpu.run(dispatchAll, encoder).settled;
+      device.queue.submit([encoder.finish()]);
+    }
+    const data = await runOn(gpu, () => gpu.read(buffer, 0, count * 256));
     // A row of ones rotates to 16 at first and zeros.
     const sums = new Float32Array(data.buffer).filter((_, i) => i % 64 === 0);
     expectSame(
@@ -95,5 +103,6 @@ it.skipIf(!hasGpu)(
     );
     buffer.destroy();
     gpu.dispose();
+    expect(gpu.heldBytes).toBe(0);
   },
 );

@@ -1,7 +1,9 @@
 /** Devices that are lost, that have no memory, or that offer next to nothing. */
 import { describe, expect, it } from "vitest";
 import { type Kvarn, type KvarnCache, openKvarn } from "../../src/index.js";
+import { Kvarn as KvarnOn } from "../../src/kvarn.js";
 import { findAdapter, findGpu } from "../../src/webgpu/adapter.js";
+import { openWebGpuBackend } from "../../src/webgpu/index.js";
 import {
   appendChunks,
   expectError,
@@ -204,6 +206,31 @@ describe.skipIf(!hasGpu)("a device without memory", () => {
       expectSame(await fork.serialize(), await expected.serialize());
       for (const one of [cache, fork, expected]) one.dispose();
     });
+  });
+
+  it("gets all back of a cache that is disposed of before it refuses", async () => {
+    const device = await openDevice();
+    const { engine } = await openWebGpuBackend({ device });
+    const kvarn = new KvarnOn(engine, "watched by a test");
+    const work = async (refuses: boolean) => {
+      const cache = await filledCache(kvarn, { ...config, encoder: "refined" }, tokens, [64, 70]);
+      const fork = cache.fork();
+      if (refuses) refuseMemory(device);
+      const pending = [cache.attend(0, q), cache.append(0, ...tokens.slice(134, 334))];
+      cache.dispose();
+      const outcomes = await Promise.allSettled(pending);
+      expect(outcomes.some(({ status }) => status === "rejected")).toBe(refuses);
+      fork.dispose();
+    };
+    const cycle = async () => {
+      for (const refuses of [true, false]) await work(refuses);
+      return engine.heldBytes();
+    };
+    await cycle();
+    const held = await cycle();
+    for (let i = 0; i < 3; i++) expect(await cycle()).toBe(held);
+    kvarn.dispose();
+    device.destroy();
   });
 
   it("is not relied on any more once it refuses what needs no new memory", async () => {

@@ -17,11 +17,13 @@ function spoil(name: string, type: string): string {
     u32: "0xfffffff0u",
     vec2f: "vec2f(3e38)",
     vec4f: "vec4f(3e38)",
+    mat4x4f: "mat4x4f(vec4f(3e38), vec4f(3e38), vec4f(3e38), vec4f(3e38))",
     Rows: "Rows(3e38)",
   };
+  const atomics: Record<string, string> = { "atomic<u32>": "0xfffffff0u", "atomic<i32>": "-0x7ffffff0" };
   const set = (place: string) =>
-    element === "atomic<u32>" ? `atomicStore(&${place}, 0xfffffff0u);` : `${place} = ${values[element]};`;
-  if (element !== "atomic<u32>" && !(element in values)) throw new Error(`no value of type ${element}`);
+    element in atomics ? `atomicStore(&${place}, ${atomics[element]});` : `${place} = ${values[element]};`;
+  if (!(element in atomics) && !(element in values)) throw new Error(`no value of type ${element}`);
   return count === undefined
     ? set(name)
     : `for (var i = 0u; i < u32(${count}); i++) { ${set(`${name}[i]`)} }`;
@@ -71,6 +73,20 @@ describe.skipIf(!hasGpu)("whatever workgroup memory holds", async () => {
       const { balanced, rowScale, columnScale } = await kvarn.normalize(x, { ...shape, iterations: 3 });
       const { codes, scale, zero } = await kvarn.pack(x, { ...shape, bits: 3 });
       return [rotated, balanced, rowScale, columnScale, codes, scale, zero];
+    });
+  });
+
+  it("the refined encoder does the same, with queries and without", async () => {
+    const shape = { queryHeads: 4, kvHeads: 2, headDim: 32 };
+    const tokens = makeTokens(shape, 400);
+    await expectNoChange(async (kvarn) => {
+      const config = { ...shape, preset: "k2v3_g64", layers: 1, encoder: "refined" } as const;
+      const cache = await filledCache(kvarn, config, tokens, [200]);
+      await cache.flush();
+      await cache.attend(0, makeQueries(shape, 7));
+      await cache.append(0, ...tokens.slice(200, 400));
+      await cache.flush();
+      return [await cache.serialize()];
     });
   });
 
