@@ -59,7 +59,7 @@ export function attendCase(
     async run(setting) {
       const { timer, peers, peerTimer, refuse } = setting;
       const tokens = Math.min(context, timer.effort.mostTokens) + TAIL;
-      const ours = await timeAttend(setting, preset, tokens - TAIL);
+      const ours = await timeAttend(setting, tokens - TAIL, [preset]);
       const sideBytes = tokens * WIDTH * 2;
       const f16 = await timeF16(timer, tokens, sideBytes);
       const rate = await timer.copyRate();
@@ -93,19 +93,36 @@ export function attendCase(
 
 /** The same of another preset, beside that of one. */
 export function presetCase(preset: string, other: string, context: number, targets: Targets): GpuCase {
-  const name = "attend preset";
-  const of = describe(preset, context + TAIL);
+  return besideCase("attend preset", context, [preset], [other], other, targets);
+}
+
+/** The same of a cache that takes note of queries beside one that does not. */
+export function noteCase(preset: string, context: number): GpuCase {
+  return besideCase("attend refined", context, [preset, "refined"], [preset], "itself, strict");
+}
+
+type Cached = readonly [preset: string, encoder?: Encoder];
+
+function besideCase(
+  name: string,
+  context: number,
+  cached: Cached,
+  other: Cached,
+  against: string,
+  targets: Targets = {},
+): GpuCase {
+  const of = describe(cached[0], context + TAIL);
   return {
     name,
     case: of,
     async run(setting) {
       const tokens = Math.min(context, setting.timer.effort.mostTokens);
-      const { time: value } = await timeAttend(setting, preset, tokens);
-      const { time: baseline } = await timeAttend(setting, other, tokens);
+      const { time: value } = await timeAttend(setting, tokens, cached);
+      const { time: baseline } = await timeAttend(setting, tokens, other);
       return [
         {
           ...{ name, ...OURS, case: of, value, unit: "us", baseline, ratio: value / baseline },
-          ...{ against: other, ratioUnit: "x time", ...targets },
+          ...{ against, ratioUnit: "x time", ...targets },
         },
       ];
     },
@@ -190,33 +207,8 @@ export function refineCase(preset: string, byQueries: boolean, targets: Targets)
       return [
         {
           ...{ name, ...OURS, case: of, value: rate(refined), unit: "tiles/s", baseline: rate(strict) },
-          ...{
-            ratio: refined.time / strict.time,
-            against: "itself, strict",
-            ratioUnit: "x time",
-            ...targets,
-          },
-        },
-      ];
-    },
-  };
-}
-
-/** One query token of a cache that takes note of queries beside one that does not. */
-export function noteCase(preset: string, context: number): GpuCase {
-  const name = "attend refined";
-  const of = describe(preset, context + TAIL);
-  return {
-    name,
-    case: of,
-    async run(setting) {
-      const tokens = Math.min(context, setting.timer.effort.mostTokens);
-      const { time: value } = await timeAttend(setting, preset, tokens, "refined");
-      const { time: baseline } = await timeAttend(setting, preset, tokens);
-      return [
-        {
-          ...{ name, ...OURS, case: of, value, unit: "us", baseline, ratio: value / baseline },
-          ...{ against: "itself, strict", ratioUnit: "x time" },
+          ...{ ratio: refined.time / strict.time, against: "itself, strict", ratioUnit: "x time" },
+          ...targets,
         },
       ];
     },
@@ -278,9 +270,8 @@ async function timeRotation(timer: GpuTimer, rows: number): Promise<number> {
 
 async function timeAttend(
   { kvarn, timer }: GpuSetting,
-  preset: string,
   context: number,
-  encoder: Encoder = "strict",
+  [preset, encoder]: Cached,
 ): Promise<{ time: number; recordBytes: number }> {
   const q = upload(timer, new Source(6).rows(queryHeads, headDim), queryHeads * headDim);
   const first = await fill(kvarn, preset, context, TAIL, encoder);
