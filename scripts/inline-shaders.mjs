@@ -43,7 +43,6 @@ function slim(source) {
       line
         .trim()
         .replace(/(^|\s)\/\/(?!# ).*$/, "")
-        .replace(/ \{$/, "{")
         .trim(),
     )
     .filter((line) => line !== "")
