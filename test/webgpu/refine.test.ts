@@ -1,5 +1,6 @@
 /** The kernels of the refined encoder by themselves. */
 import { afterAll, describe, expect, it } from "vitest";
+import { openKvarn } from "../../src/index.js";
 import type { RecordLayout } from "../../src/format.js";
 import { fromHalf, toHalf } from "../../src/half.js";
 import { refineRecord } from "../../src/reference/record.js";
@@ -168,6 +169,8 @@ describe.skipIf(!hasGpu)("queries on the GPU", () => {
     [80, 2, 6, 3],
     [128, 2, 8, 5],
     [512, 1, 2, 2],
+    // More rows than one dispatch goes through.
+    [16, 1, 3, 1500],
   ])(
     "are added as by the reference, D=%i, %i of %i heads, %i tokens",
     async (headDim, kvHeads, queryHeads, tokens) => {
@@ -176,7 +179,7 @@ describe.skipIf(!hasGpu)("queries on the GPU", () => {
       // Large and small ones count alike; behind them, and before, lies something else.
       const scaled = q.map((x, i) => x * (Math.floor(i / headDim) % 2 === 0 ? 1e17 : 1e-30));
       for (const [data, tolerance] of [
-        [q, 1e-6],
+        [q, 2e-6],
         [scaled, 1e-5],
         [halves(q), 1e-3],
       ] as const) {
@@ -247,6 +250,21 @@ describe.skipIf(!hasGpu)("queries on the GPU", () => {
     }
     expect((await factorOnGpu(real, 1, headDim)).some((x) => x !== 0)).toBe(true);
   });
+});
+
+it.skipIf(!hasGpu)("queries to encode by may be more than are uploaded at a time", async () => {
+  const kvarn = await openKvarn({ device: sharedDevice() });
+  const [headDim, length] = [16, 64 * 16];
+  const [k, v, some] = [randomArray(length, 1), randomArray(length, 2), narrowQueries(40, headDim)];
+  const encode = (queries: Float32Array) =>
+    kvarn.encode(k, v, { preset: "k2v2_g64", kvHeads: 1, headDim, encoder: "refined", queries });
+  // Zeros do not count, and fill the first upload.
+  const many = new Float32Array((1 << 22) + some.length);
+  many.set(some, 1 << 22);
+  const expected = await encode(some);
+  expectSame(await encode(many), expected);
+  expect(Buffer.compare(await encode(new Float32Array(headDim)), expected)).not.toBe(0);
+  kvarn.dispose();
 });
 
 describe.skipIf(!hasGpu)("refine on the GPU", () => {
